@@ -1,0 +1,97 @@
+"""Goodput: what was delivered on time, always beside what was not. docs/metrics.md defines every figure."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from typing import Any
+
+from neustream.request import Outcome, Request
+
+SAMPLES = 1 << 16
+PERCENTILES = (50, 90, 99)
+
+
+class Reservoir:
+    """Percentiles of a stream: exact up to 65,536 values, then of a uniform sample of that size (Vitter's R)."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.values: list[float] = []
+        self.seen = 0
+        self._random = random.Random(seed)
+
+    def add(self, value: float) -> None:
+        self.seen += 1
+        if len(self.values) < SAMPLES:
+            self.values.append(value)
+        else:
+            slot = self._random.randrange(self.seen)
+            if slot < SAMPLES:
+                self.values[slot] = value
+
+    def percentiles(self) -> dict[str, float | None]:
+        """`{"p50": …, "p90": …, "p99": …}` by the nearest-rank rule; None where nothing was added."""
+        ordered = sorted(self.values)
+        ranks = {f"p{p}": max(math.ceil(p / 100 * len(ordered)), 1) - 1 for p in PERCENTILES}
+        return {name: ordered[rank] if ordered else None for name, rank in ranks.items()}
+
+
+class GoodputCounter:
+    """Sums up requests as they end; its memory does not grow with their number.
+
+    The denominator is requests injected: rejected, failed, aborted and late ones are misses.
+    """
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[Outcome] = Counter()
+        self.units = 0
+        self.units_on_time = 0
+        self.first_arrival = math.inf
+        self.last_end = -math.inf
+        self.ttft = Reservoir()
+        self.tpot = Reservoir()
+        self.e2el = Reservoir()
+        self.lateness = Reservoir()
+
+    def add(self, request: Request) -> None:
+        """Count a request that has ended. Raises ValueError for one that has not."""
+        if request.outcome is None or request.ended_at is None:
+            raise ValueError(f"{request!r} has not ended")
+        self.outcomes[request.outcome] += 1
+        self.units += request.units
+        self.units_on_time += request.units_on_time
+        self.first_arrival = min(self.first_arrival, request.arrival)
+        self.last_end = max(self.last_end, request.ended_at)
+        if request.first_unit_at is None or request.last_unit_at is None:
+            return
+        self.ttft.add(request.first_unit_at - request.arrival)
+        if request.units > 1:
+            self.tpot.add((request.last_unit_at - request.first_unit_at) / (request.units - 1))
+        if request.outcome in (Outcome.MET, Outcome.LATE):
+            self.e2el.add(request.ended_at - request.arrival)
+            self.lateness.add(request.last_unit_at - request.deadlines.at(request.units))
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of docs/metrics.md. Rates are per second from the first arrival to the last end."""
+        requests = sum(self.outcomes.values())
+        seconds = self.last_end - self.first_arrival if requests else 0.0
+        good = self.outcomes[Outcome.MET]
+        per_second = 1 / seconds if seconds > 0 else 0.0
+        return {
+            "requests": requests,
+            "good": good,
+            **{str(outcome): self.outcomes[outcome] for outcome in Outcome},
+            "seconds": seconds,
+            "request_goodput": good * per_second,
+            "token_goodput": self.units_on_time * per_second,
+            "throughput": self.units * per_second,
+            "slo_attainment": good / requests if requests else 0.0,
+            "reject_rate": self.outcomes[Outcome.REJECTED] / requests if requests else 0.0,
+            "units": self.units,
+            "units_on_time": self.units_on_time,
+            "ttft": self.ttft.percentiles(),
+            "tpot": self.tpot.percentiles(),
+            "e2el": self.e2el.percentiles(),
+            "lateness": self.lateness.percentiles(),
+        }

@@ -1,0 +1,69 @@
+"""What every step policy is, and the few sums that several of them need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from neustream.latency import Shape
+from neustream.plan import Limits, StepPlan
+from neustream.request import Request
+from neustream.streams import Streams
+from neustream.tables import LatencyTable
+
+PREFILL = "prefill"
+DECODE = "decode"
+
+
+class StepPolicy(Protocol):
+    """Decides one step. Pure: the same arguments give the same plan, and nothing is changed."""
+
+    def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+        """The next step of a device whose streams and limits are these, at time `now` in seconds."""
+        ...
+
+
+def shape_of(requests: Iterable[Request]) -> Shape:
+    """The shape of a step that runs these requests in the module that they wait for."""
+    batch = work = squares = context = 0
+    for request in requests:
+        pending = request.pending
+        batch += request.width
+        work += pending
+        squares += pending * pending
+        context += request.context * request.width
+    return Shape(batch, work, squares, context)
+
+
+def num_fitting(waiting: Sequence[Request], num_running: int, limits: Limits) -> int:
+    """How many requests of this sequence, taken from its front, the device has room for in one prefill.
+
+    The first is let through however long its input is, provided that seats and memory allow it: otherwise an
+    input longer than a step's work would wait for ever.
+    """
+    seats = limits.max_resident - num_running
+    blocks = limits.free_blocks - limits.spare_blocks
+    work = limits.max_work
+    for count, request in enumerate(waiting):
+        pending = request.pending
+        seats -= request.width
+        work -= pending
+        blocks -= limits.blocks(pending)
+        if seats < 0 or blocks < 0 or (work < 0 and count):
+            return count
+    return len(waiting)
+
+
+def seats_taken(running: Iterable[Request]) -> int:
+    """Seats of the requests that are past their first stage."""
+    return sum(request.width for request in running)
+
+
+def remaining_alone(request: Request, table: LatencyTable) -> float:
+    """Seconds that the request still needs if nothing else runs: Σ over its stages of latency(1) × visits left."""
+    size = request.context
+    return sum(
+        table[stage.module].standalone(size)[0] * left
+        for stage, left in zip(request.route, request.left, strict=True)
+        if left
+    )

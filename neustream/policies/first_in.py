@@ -1,0 +1,16 @@
+"""first-in: the plainest order for pipelines of loop modules; it serves demoted requests."""
+
+from __future__ import annotations
+
+from neustream.plan import IDLE, Limits, StepPlan
+from neustream.streams import Streams
+
+
+class FirstIn:
+    """The last module that has requests runs the one that entered its stream first, alone."""
+
+    def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+        for module in reversed(streams.modules):
+            for request in streams[module]:
+                return StepPlan(module, (request,))
+        return IDLE

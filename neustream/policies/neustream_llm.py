@@ -1,0 +1,99 @@
+"""neustream, LLM rule: at each step boundary, prefill as many as the running requests can afford, else decode."""
+
+from __future__ import annotations
+
+import math
+
+from neustream.latency import Shape
+from neustream.plan import Limits, Rejection, StepPlan
+from neustream.policies.base import DECODE, PREFILL, num_fitting, shape_of
+from neustream.request import Request
+from neustream.streams import Streams
+from neustream.tables import LatencyTable
+
+HORIZON = 30
+"""Decode steps over which a request may earn credit (the paper's H)."""
+
+
+class NeuStreamLlm:
+    """Interleaves prefill and decode under per-token deadlines (NeuStream, EuroSys'25).
+
+    The *credit* of a request is the slack that it is expected to earn over its next steps:
+    `max(0, H − units) × (pace − last decode step)`. A request may be late by its credit and still catch up.
+    """
+
+    def __init__(self, table: LatencyTable, *, horizon: int = HORIZON) -> None:
+        self.prefill = table[PREFILL]
+        self.decode = table[DECODE]
+        self.horizon = horizon
+
+    def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+        running = streams[DECODE]
+        shape = shape_of(running)
+        step = limits.last_seconds.get(DECODE)
+        if step is None:
+            step = self.decode.predict(shape if running else Shape())
+        waiting, rejected = self._triage(now, streams, step)
+        waiting.sort(key=lambda request: (request.units == 0, request.size))
+        count = num_fitting(waiting, shape.batch, limits)
+        if count and running:
+            floor = min(request.next_deadline + self._credit(request, step) for request in running)
+            count = self._affordable(now, waiting[:count], shape, floor, step)
+        if count:
+            return StepPlan(PREFILL, tuple(waiting[:count]), tuple(rejected))
+        if running:
+            return StepPlan(DECODE, tuple(running), tuple(rejected))
+        return StepPlan(rejected=tuple(rejected))
+
+    def _credit(self, request: Request, step: float) -> float:
+        ahead = self.horizon - request.units
+        return ahead * (request.deadlines.pace - step) if ahead > 0 else 0.0
+
+    def _triage(self, now: float, streams: Streams, step: float) -> tuple[list[Request], list[Rejection]]:
+        """Split the waiting into those worth keeping and those whose first unit cannot be in time even alone.
+
+        Credit counts here only where it is positive: a slow device must not make a request look hopeless that
+        could still be prefilled in time. A preempted request has delivered units; it is never rejected.
+        """
+        keep: list[Request] = []
+        rejected: list[Rejection] = []
+        for request in streams[PREFILL]:
+            alone, _ = self.prefill.standalone(request.pending)
+            slack = request.next_deadline + max(self._credit(request, step), 0.0) - now
+            if slack < alone and not request.units:
+                due = request.next_deadline - now
+                reason = f"first unit due in {due:.3f} s, {PREFILL} alone takes {alone:.3f} s"
+                rejected.append(Rejection(request, reason))
+            else:
+                keep.append(request)
+        return keep, rejected
+
+    def _affordable(
+        self, now: float, waiting: list[Request], running: Shape, floor: float, step: float
+    ) -> int:
+        """The largest m such that, with the first m prefilled now and one decode step of all after it, nobody is late.
+
+        `floor` is the earliest deadline plus credit among the running. More requests cost more time and
+        bring more deadlines, so feasibility falls with m and a binary search finds its edge.
+        """
+        sums = [(0, 0, 0, 0)]
+        floors = [math.inf]
+        for request in waiting:
+            seats, work, squares, context = sums[-1]
+            pending = request.pending
+            wide = request.context * request.width
+            sums.append((seats + request.width, work + pending, squares + pending * pending, context + wide))
+            floors.append(min(floors[-1], request.next_deadline + self._credit(request, step)))
+        low, high = 0, len(waiting)
+        while low < high:
+            middle = (low + high + 1) // 2
+            seats, work, squares, context = sums[middle]
+            prefilled = now + self.prefill.predict(Shape(seats, work, squares, context))
+            decoded = prefilled + self.decode.predict(
+                Shape(running.batch + seats, 0, 0, running.context + context + seats)
+            )
+            if decoded <= floor and prefilled <= floors[middle]:
+                low = middle
+            else:
+                high = middle - 1
+        return low

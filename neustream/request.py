@@ -1,0 +1,195 @@
+"""A request: what it asks for, by when, and all of its progress. Nothing about it lives anywhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from neustream.slo import Deadlines
+
+OnMiss = Literal["reject", "demote"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One module on a request's way, visited `visits` times in a row (denoising steps, decode steps)."""
+
+    module: str
+    visits: int = 1
+    emits: bool = False
+    """Whether every visit delivers one output unit (a token). Otherwise only the end of the route does."""
+
+    def __post_init__(self) -> None:
+        if self.visits < 0:
+            raise ValueError(f"stage {self.module!r}: visits must be at least 0, got {self.visits}")
+
+
+Route = tuple[Stage, ...]
+
+
+class Outcome(StrEnum):
+    """How a request ended. Exactly one of these, exactly once."""
+
+    MET = "met"
+    """Finished, every output unit on or before its deadline."""
+    LATE = "late"
+    """Finished, at least one unit after its deadline."""
+    REJECTED = "rejected"
+    """Given up by the policy, because it could not meet its SLO."""
+    FAILED = "failed"
+    """The executor could not run it."""
+    ABORTED = "aborted"
+    """Withdrawn by the client."""
+
+
+class Request:
+    """One request on its way through the modules of `route`.
+
+    `size` counts the units of input work (prompt tokens; 1 for an image), `width` the seats it takes in a
+    batch (sequences, where it samples several). All times are in seconds on the driver's clock.
+    """
+
+    __slots__ = (
+        "arrival",
+        "deadlines",
+        "demoted",
+        "ended_at",
+        "first_unit_at",
+        "last_unit_at",
+        "left",
+        "next_deadline",
+        "on_miss",
+        "outcome",
+        "passes",
+        "processed",
+        "reason",
+        "request_id",
+        "route",
+        "size",
+        "stage",
+        "units",
+        "units_on_time",
+        "width",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        arrival: float,
+        deadlines: Deadlines,
+        route: Route,
+        size: int = 1,
+        *,
+        on_miss: OnMiss = "reject",
+        width: int = 1,
+    ) -> None:
+        if not any(stage.visits for stage in route):
+            raise ValueError(f"request {request_id!r}: its route has no visit to any module")
+        if size < 1:
+            raise ValueError(f"request {request_id!r}: size must be at least 1, got {size}")
+        self.request_id = request_id
+        self.arrival = arrival
+        self.deadlines = deadlines
+        self.route = route
+        self.size = size
+        self.on_miss: OnMiss = on_miss
+        self.width = width
+        self.left = [stage.visits for stage in route]
+        """Visits still to make, per stage of the route."""
+        self.stage = next(i for i, stage in enumerate(route) if stage.visits)
+        self.processed = 0
+        """Units of its input that the first stage has processed (chunked prefill)."""
+        self.passes = 0
+        """Steps of its current module that left it out."""
+        self.demoted = False
+        self.units = 0
+        self.units_on_time = 0
+        self.next_deadline = deadlines.at(1)
+        """Deadline of output unit `units + 1`, kept up to date so that policies read one attribute."""
+        self.first_unit_at: float | None = None
+        self.last_unit_at: float | None = None
+        self.ended_at: float | None = None
+        self.outcome: Outcome | None = None
+        self.reason: str | None = None
+
+    @property
+    def module(self) -> str:
+        """The module in whose stream it waits."""
+        return self.route[self.stage].module
+
+    @property
+    def context(self) -> int:
+        """Units that its next emitting step attends to: its input and all units delivered so far."""
+        return self.size + self.units
+
+    @property
+    def pending(self) -> int:
+        """Units that must be processed before the first stage is done; after a preemption, all again."""
+        return self.size + self.units - self.processed
+
+    @property
+    def is_started(self) -> bool:
+        """Whether any module has run it."""
+        return self.units > 0 or self.processed > 0 or self.left[0] != self.route[0].visits or self.stage > 0
+
+    @property
+    def max_units(self) -> int:
+        """Output units it delivers in all if nothing stops it early."""
+        emitting = sum(stage.visits for stage in self.route if stage.emits)
+        return emitting or 1
+
+    def deliver(self, now: float) -> None:
+        """Count one output unit that came out at `now`."""
+        self.units += 1
+        if now <= self.next_deadline:
+            self.units_on_time += 1
+        if self.first_unit_at is None:
+            self.first_unit_at = now
+        self.last_unit_at = now
+        self.next_deadline = self.deadlines.at(self.units + 1)
+
+    def advance(self, now: float) -> bool:
+        """Complete one visit of the current module at `now`; returns whether the route is at its end."""
+        if self.outcome is not None:
+            raise ValueError(f"request {self.request_id!r} has ended ({self.outcome}) and cannot advance")
+        stage = self.route[self.stage]
+        self.left[self.stage] -= 1
+        if self.stage == 0:
+            self.processed = self.size + self.units
+        if stage.emits:
+            self.deliver(now)
+        if self.left[self.stage] == 0:
+            self.passes = 0
+        while self.left[self.stage] == 0:
+            if self.stage + 1 == len(self.route):
+                if not stage.emits:
+                    self.deliver(now)
+                return True
+            self.stage += 1
+        return False
+
+    def preempt(self) -> None:
+        """Back to the first stage, its state lost: it must process its input and its output so far again.
+
+        That repeated first visit delivers the next unit, so one visit of the current stage is spared.
+        """
+        if self.stage > 0:
+            self.left[self.stage] -= 1
+            self.left[0] += 1
+            self.stage = 0
+        self.processed = 0
+
+    def end(self, now: float, outcome: Outcome | None = None, reason: str | None = None) -> None:
+        """Close it at `now`; without `outcome` it finished, and its units say whether it met its SLO."""
+        if self.outcome is not None:
+            raise ValueError(f"request {self.request_id!r} has ended already ({self.outcome})")
+        if outcome is None:
+            outcome = Outcome.MET if self.units_on_time == self.units else Outcome.LATE
+        self.outcome = outcome
+        self.reason = reason
+        self.ended_at = now
+
+    def __repr__(self) -> str:
+        state = self.outcome or f"{self.module}, {self.left[self.stage]} visits left"
+        return f"Request({self.request_id!r}, {state}, {self.units} units)"

@@ -1,0 +1,69 @@
+"""A virtual clock and a fake executor that takes the latency model's word: for tests of policies and drivers."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+
+from neustream.loop import DONE, StepLoop, StepResult
+from neustream.plan import Limits, StepPlan
+from neustream.policies.base import StepPolicy, shape_of
+from neustream.request import Request
+from neustream.streams import Streams
+from neustream.tables import LatencyTable
+
+
+class VirtualClock:
+    """Time that passes only when it is told to, in seconds."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeExecutor:
+    """Runs a step by letting the table's seconds pass on the virtual clock."""
+
+    def __init__(self, table: LatencyTable, clock: VirtualClock, limits: Limits | None = None) -> None:
+        self.table = table
+        self.clock = clock
+        self._limits = limits or Limits()
+
+    def limits(self) -> Limits:
+        return self._limits
+
+    def run(self, plan: StepPlan) -> StepResult:
+        assert plan.module is not None
+        self.clock.now += self.table[plan.module].predict(shape_of(plan.batch))
+        return DONE
+
+
+def drive(loop: StepLoop, clock: VirtualClock, requests: Iterable[Request]) -> list[tuple[float, str, list[str]]]:
+    """Feed the requests by their arrival times until all have ended; returns the trace (start, module, ids)."""
+    arrivals = [(request.arrival, i, request) for i, request in enumerate(requests)]
+    heapq.heapify(arrivals)
+    trace: list[tuple[float, str, list[str]]] = []
+    while arrivals or len(loop.streams):
+        while arrivals and arrivals[0][0] <= clock.now:
+            loop.streams.add(heapq.heappop(arrivals)[2])
+        start = clock.now
+        plan = loop.step()
+        loop.streams.check_integrity()
+        if plan.module is not None:
+            trace.append((round(start, 9), plan.module, [request.request_id for request in plan.batch]))
+        elif not plan.rejected:
+            pending = [moment for moment in (plan.wake, arrivals[0][0] if arrivals else None) if moment is not None]
+            assert pending, f"idle for ever with {list(loop.streams)}"
+            clock.now = max(clock.now, min(pending))
+    return trace
+
+
+def fake_loop(
+    policy: StepPolicy, table: LatencyTable, on_end: Callable[[Request], None], limits: Limits | None = None
+) -> tuple[StepLoop, VirtualClock]:
+    """A step loop over a fake executor, and its clock."""
+    clock = VirtualClock()
+    streams = Streams(table.modules)
+    return StepLoop(policy, streams, FakeExecutor(table, clock, limits), clock, on_end), clock
