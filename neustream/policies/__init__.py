@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neustream.policies.base import DECODE, PREFILL, StepPolicy
+from neustream.policies.clockwork import Clockwork
 from neustream.policies.demotion import WithDemotion
 from neustream.policies.fcfs import Fcfs
 from neustream.policies.first_in import FirstIn
@@ -31,6 +32,7 @@ class Entry:
 POLICIES: Mapping[str, Entry] = {
     "fcfs": Entry("vLLM's default: every prefill that fits, before any decode", llm=lambda table: Fcfs()),
     "neustream": Entry("the paper's rules: credit (LLM), passed-over first (loop)", NeuStreamLlm, NeuStreamLoop),
+    "clockwork": Entry("whole requests of equal step counts, by latest start (OSDI'20)", loop=Clockwork),
 }
 
 
