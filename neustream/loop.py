@@ -73,9 +73,7 @@ def commit(streams: Streams, plan: StepPlan, result: StepResult, now: float) -> 
     return ended
 
 
-def _complete_visit(
-    streams: Streams, request: Request, result: StepResult, now: float, ended: list[Request]
-) -> None:
+def _complete_visit(streams: Streams, request: Request, result: StepResult, now: float, ended: list[Request]) -> None:
     module = request.module
     if request.outcome is not None:  # withdrawn while its step ran; whoever did so took it out of the stream
         return

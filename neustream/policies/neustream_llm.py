@@ -68,9 +68,7 @@ class NeuStreamLlm:
                 keep.append(request)
         return keep, rejected
 
-    def _affordable(
-        self, now: float, waiting: list[Request], running: Shape, floor: float, step: float
-    ) -> int:
+    def _affordable(self, now: float, waiting: list[Request], running: Shape, floor: float, step: float) -> int:
         """The largest m such that, with the first m prefilled now and one decode step of all after it, nobody is late.
 
         `floor` is the earliest deadline plus credit among the running. More requests cost more time and

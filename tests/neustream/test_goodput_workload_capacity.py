@@ -1,0 +1,113 @@
+"""Goodput counts every injected request; workloads have the mean they promise; capacity follows its formula."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neustream import Outcome, Request
+from neustream.capacity import llm_capacity, pipeline_capacity
+from neustream.goodput import SAMPLES, GoodputCounter, Reservoir
+from neustream.records import JsonLines, request_record
+from neustream.slo import NO_DEADLINES, Deadlines
+from neustream.workload import gamma_arrivals, llm_route, pipeline_route, prompt_lengths, step_counts
+
+
+def finished(name: str, times: list[float], deadlines: Deadlines, arrival: float = 0.0) -> Request:
+    request = Request(name, arrival, deadlines, llm_route(len(times)), 5)
+    for now in times:
+        request.advance(now)
+    request.end(times[-1])
+    return request
+
+
+def test_goodput_counts_tokens_on_time_and_requests_all_of_whose_tokens_were():
+    counter = GoodputCounter()
+    counter.add(finished("met", [1.0, 2.0, 3.0], Deadlines(1.0, 1.0)))
+    counter.add(finished("late", [1.0, 2.5, 3.0], Deadlines(1.0, 1.0), arrival=0.5))
+    rejected = Request("no", 1.0, Deadlines(1.0), llm_route(2), 5)
+    rejected.end(5.0, Outcome.REJECTED, "too late")
+    counter.add(rejected)
+    summary = counter.summary()
+    assert (summary["requests"], summary["good"], summary["late"], summary["rejected"]) == (3, 1, 1, 1)
+    assert summary["seconds"] == 5.0
+    assert summary["request_goodput"] == pytest.approx(1 / 5)
+    assert summary["token_goodput"] == pytest.approx(5 / 5)
+    assert summary["slo_attainment"] == pytest.approx(1 / 3)
+    assert summary["reject_rate"] == pytest.approx(1 / 3)
+    assert summary["tpot"]["p50"] == pytest.approx(1.0)
+    assert summary["ttft"] == {"p50": 0.5, "p90": 1.0, "p99": 1.0}
+
+
+def test_nothing_ended_gives_zeros_and_no_percentiles():
+    summary = GoodputCounter().summary()
+    assert (summary["requests"], summary["request_goodput"], summary["ttft"]["p50"]) == (0, 0.0, None)
+
+
+def test_a_live_request_cannot_be_counted():
+    with pytest.raises(ValueError, match="has not ended"):
+        GoodputCounter().add(Request("a", 0.0, NO_DEADLINES, llm_route(2), 5))
+
+
+def test_percentiles_are_exact_while_they_fit_and_close_beyond():
+    few = Reservoir()
+    for value in range(100, 0, -1):
+        few.add(float(value))
+    assert few.percentiles() == {"p50": 50.0, "p90": 90.0, "p99": 99.0}
+    many = Reservoir()
+    for value in range(3 * SAMPLES):
+        many.add(float(value))
+    assert len(many.values) == SAMPLES
+    assert many.percentiles()["p50"] == pytest.approx(1.5 * SAMPLES, rel=0.03)
+
+
+@pytest.mark.parametrize("cv", [0.5, 1.0, 2.0])
+def test_arrivals_have_the_rate_and_variation_asked_for(cv):
+    arrivals = gamma_arrivals(4.0, cv, 40_000, seed=1)
+    gaps = np.diff(arrivals, prepend=0.0)
+    assert (gaps >= 0).all()
+    assert gaps.mean() == pytest.approx(0.25, rel=0.03)
+    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.03)
+    assert (arrivals == gamma_arrivals(4.0, cv, 40_000, seed=1)).all()
+
+
+@pytest.mark.parametrize(("rate", "cv"), [(0, 1), (-1, 1), (1, 0), (float("nan"), 1), (1, float("inf"))])
+def test_a_rate_or_variation_that_is_not_above_zero_is_refused(rate, cv):
+    with pytest.raises(ValueError, match="must be above 0"):
+        gamma_arrivals(rate, cv, 10, 0)
+
+
+def test_prompt_lengths_and_step_counts_keep_to_their_ranges():
+    lengths = prompt_lengths(20_000, 0)
+    assert (lengths.min(), lengths.max()) == (10, 400)
+    assert lengths.mean() == pytest.approx(100, rel=0.06)
+    steps = step_counts(200, 250, 5000)
+    assert (steps.min(), steps.max()) == (200, 249)
+    with pytest.raises(ValueError, match="lo:hi"):
+        step_counts(5, 5, 10)
+
+
+def test_capacity_is_the_best_rate_with_every_token_on_pace(llm_table):
+    # B requests live 10·0.1 + B·0.2 s; within 1.6 × (1.0 + 0.2) s that allows B = 4, and 4 leave per 1.8 s.
+    assert llm_capacity(llm_table, prompt=10, max_tokens=11, dslo=1.6) == pytest.approx(4 / 1.8)
+
+
+def test_pipeline_capacity_takes_the_best_batch_within_the_slo(loop_table):
+    # Alone 10·1 + 0.5 = 10.5 s, so at most 21 s at scale 2: b = 2 takes 15 + 1, b = 3 takes 20 + 1.5.
+    visits = {"denoise": 10.0, "vae": 1.0}
+    assert pipeline_capacity(loop_table, visits, 2.0) == pytest.approx(2 / 16)
+    assert pipeline_capacity(loop_table, visits, 1.0) == pytest.approx(1 / 10.5)
+
+
+def test_records_are_json_lines_with_times_since_the_origin(tmp_path: Path):
+    with JsonLines(tmp_path / "runs" / "requests.jsonl") as lines:
+        lines.write(request_record(finished("a", [11.0, 12.0], Deadlines(11.5, 1.0), 10.0), origin=10.0))
+        free = Request("b", 10.0, NO_DEADLINES, pipeline_route(("denoise",), 3))
+        free.end(11.0, Outcome.ABORTED, "client gone")
+        lines.write(request_record(free, origin=10.0))
+    first, second = [json.loads(line) for line in (tmp_path / "runs" / "requests.jsonl").read_text().splitlines()]
+    assert (first["arrival"], first["first_unit"], first["last_deadline"], first["outcome"]) == (0.0, 1.0, 2.5, "met")
+    assert (second["outcome"], second["reason"], second["first_deadline"]) == ("aborted", "client gone", None)

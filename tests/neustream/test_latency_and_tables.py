@@ -1,0 +1,130 @@
+"""Latency models predict what was measured; damaged tables are refused by file, field and value."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neustream import LatencyTable, Shape, TableError, load_table, save_table
+from neustream.latency import BatchLatency, ContextLatency, TokensLatency, interpolate
+from neustream.tables import find_table, parse_table
+
+GOOD = {
+    "schema": 1,
+    "model": "m",
+    "device": "d",
+    "dtype": "float16",
+    "modules": {
+        "denoise": {"kind": "batch", "batch": [1, 2, 4], "seconds": [1.0, 1.5, 3.0]},
+        "prefill": {"kind": "tokens", "coef": [0.1, 0.01, 0.0], "tokens": [32, 64], "seconds": [0.5, 0.9]},
+        "decode": {"kind": "context", "coef": [0.2, 0.001]},
+    },
+}
+
+
+def test_batch_latency_is_interpolated_inside_and_extrapolated_from_the_last_slope_outside():
+    model = BatchLatency((1, 2, 4), (1.0, 1.5, 3.0))
+    assert [model.at(b) for b in (1, 2, 3, 4, 6)] == [1.0, 1.5, 2.25, 3.0, 4.5]
+
+
+def test_a_falling_last_slope_never_makes_larger_batches_cheaper_than_the_last_measured():
+    assert BatchLatency((1, 2), (2.0, 1.0)).at(9) == 1.0
+
+
+def test_a_batch_below_the_first_measured_is_positive_and_no_dearer():
+    assert 0 < BatchLatency((4, 8), (1.0, 3.0)).at(1) <= 1.0
+
+
+def test_prefill_uses_the_grid_where_it_covers_the_tokens_and_the_formula_elsewhere():
+    model = TokensLatency((0.1, 0.01, 0.001), (32, 64), (0.5, 0.9))
+    assert model.predict(Shape(1, 48, 48 * 48, 48)) == pytest.approx(0.7)
+    assert model.predict(Shape(2, 100, 5000, 100)) == pytest.approx(0.1 + 1.0 + 5.0)
+    assert model.of(10) == pytest.approx(0.1 + 0.1 + 0.1)
+
+
+def test_decode_adds_the_context_to_a_constant_or_to_a_grid_over_the_batch():
+    assert ContextLatency((0.2, 0.001)).predict(Shape(8, 0, 0, 100)) == pytest.approx(0.3)
+    grid = ContextLatency((0.2, 0.001), (1, 3), (0.2, 0.4))
+    assert grid.predict(Shape(2, 0, 0, 100)) == pytest.approx(0.4)
+    assert grid.standalone(50) == (pytest.approx(0.25), 0.001)
+
+
+@given(st.lists(st.floats(0.001, 10), min_size=2, max_size=6), st.floats(0, 12))
+def test_interpolation_stays_between_neighbours_inside_the_range(ys: list[float], x: float):
+    xs = list(range(1, len(ys) + 1))
+    value = interpolate(xs, ys, x)
+    if 1 <= x <= len(ys):
+        left = min(int(x), len(ys) - 1) - 1
+        assert min(ys[left : left + 2]) - 1e-9 <= value <= max(ys[left : left + 2]) + 1e-9
+
+
+def test_a_table_survives_saving_and_loading(tmp_path: Path):
+    table = parse_table(GOOD)
+    save_table(table, tmp_path / "d" / "m.json")
+    again = load_table(tmp_path / "d" / "m.json", model="m")
+    assert again == table
+    assert again.info == {"dtype": "float16"}
+
+
+def test_a_grid_over_the_batch_size_is_written_as_schema_2(tmp_path: Path):
+    table = LatencyTable("m", "d", {"decode": ContextLatency((0.2, 0.001), (1, 8), (0.2, 0.3))})
+    save_table(table, tmp_path / "m.json")
+    assert json.loads((tmp_path / "m.json").read_text())["schema"] == 2
+    assert load_table(tmp_path / "m.json") == table
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("schema",), 7, "schema is 7"),
+        (("model",), 3, "model is 3"),
+        (("modules",), {}, "modules is missing or empty"),
+        (("modules", "denoise", "kind"), "cubic", "modules.denoise.kind is 'cubic'"),
+        (("modules", "denoise", "seconds"), [1.0, 2.0], "modules.denoise.seconds has 2 entries, expected 3"),
+        (("modules", "denoise", "seconds"), [1.0, -2.0, 3.0], r"modules.denoise.seconds\[1\] is -2.0"),
+        (("modules", "denoise", "seconds"), [1.0, float("nan"), 3.0], r"modules.denoise.seconds\[1\] is nan"),
+        (("modules", "denoise", "batch"), [1, 1, 2], r"modules.denoise.batch\[1\] is 1"),
+        (("modules", "prefill", "coef"), [0.1], "modules.prefill.coef has 1 entries, expected 3"),
+        (("modules", "decode", "coef"), [0.0, 0.1], r"modules.decode.coef\[0\] is 0.0"),
+    ],
+)
+def test_a_damaged_table_is_refused_naming_file_field_and_value(tmp_path: Path, path, value, message):
+    data = json.loads(json.dumps(GOOD))
+    target = data
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    file = tmp_path / "bad.json"
+    file.write_text(json.dumps(data))
+    with pytest.raises(TableError, match=f"bad.json: .*{message}"):
+        load_table(file)
+
+
+def test_a_missing_file_no_json_and_another_models_table_are_refused(tmp_path: Path):
+    with pytest.raises(TableError, match="cannot be read"):
+        load_table(tmp_path / "none.json")
+    (tmp_path / "text.json").write_text("{")
+    with pytest.raises(TableError, match="is not JSON"):
+        load_table(tmp_path / "text.json")
+    (tmp_path / "m.json").write_text(json.dumps(GOOD))
+    with pytest.raises(TableError, match="model is 'm', expected 'n'"):
+        load_table(tmp_path / "m.json", model="n")
+
+
+def test_a_measured_table_wins_over_an_estimated_one(tmp_path: Path):
+    with pytest.raises(TableError, match=r"no table of m on d in .*; there are none"):
+        find_table(tmp_path, "d", "m")
+    estimated = parse_table({**GOOD, "estimated": {"why": "roofline"}})
+    save_table(estimated, tmp_path / "d" / "m.estimated.json")
+    assert find_table(tmp_path, "d", "m").origin == "estimated"
+    save_table(parse_table(GOOD), tmp_path / "d" / "m.json")
+    assert find_table(tmp_path, "d", "m").origin == "measured"
+
+
+def test_an_unknown_module_is_named_with_the_known_ones():
+    with pytest.raises(TableError, match="no module 'vae'; it has denoise, prefill, decode"):
+        parse_table(GOOD)["vae"]
