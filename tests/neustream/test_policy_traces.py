@@ -93,17 +93,19 @@ def test_neustream_rejects_what_cannot_make_its_first_token_even_alone(llm_table
 
 
 def test_neustream_takes_short_prompts_first_and_only_as_many_as_are_in_time(llm_table):
-    # a runs; its second token is due at 0.55 + 0.15. b (0.15 s) fits before it, b and c together (0.35 s + decode) do not.
+    # a runs; its second token is due at 0.55 + 0.15. With b alone (0.15 s) the decode step ends at 0.45, with
+    # b and c (0.45 s) at 0.75.
     requests = [
         prompt(llm_table, "a", 0.0, 10, 2, pslo=2.75),
-        prompt(llm_table, "c", 0.0001, 15, 1, pslo=9.0),
+        prompt(llm_table, "c", 0.0001, 30, 1, pslo=9.0),
         prompt(llm_table, "b", 0.0002, 5, 1, pslo=9.0),
     ]
     trace, ends = run(make_policy("neustream", llm_table, horizon=0), llm_table, requests)
     assert trace == [
         (0.0, "prefill", ["a"]),
-        (0.2, "prefill", ["b", "c"]),
-        (0.5, "decode", ["a"]),
+        (0.2, "prefill", ["b"]),
+        (0.35, "decode", ["a"]),
+        (0.45, "prefill", ["c"]),
     ]
     assert {name: outcome for name, (outcome, _) in ends.items()} == {"a": "met", "b": "met", "c": "met"}
 
