@@ -1,0 +1,304 @@
+#!/usr/bin/env bash
+# Builds the virtual environment that everything here runs in. `bash install.sh --help` says how to use it.
+#
+# How it stays safe to interrupt: every stage writes a stamp in $VENV/.neustream only once it is complete, and what
+# takes long is made under a temporary name and moved into place at the end. A run looks at the stamps and does
+# what is missing; when nothing is, it ends in a fraction of a second.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+CACHE=$ROOT/.cache
+LOG=$CACHE/install.log
+VLLM=0.5.4
+VLLM_ARCHIVE_SHA256=90cb96d93c45924cc7d797c0eaef5b7a9779fbba03c3fa1b0ebb134986afd0e0
+exec 4>&2 # what the user must see; inside a stage, 2 goes to the log
+
+usage() {
+    cat <<EOF
+Usage: bash install.sh [--cpu | --cuda] [--venv DIR] [--help]
+
+Builds a virtual environment with vLLM $VLLM, patched, and everything else NeuStream needs.
+Run it again at any time: it does only what is missing.
+
+  --cpu       compile vLLM for the CPU (x86_64 with AVX2 or AVX-512; needs g++ and the libnuma headers)
+  --cuda      install the CUDA 12.1 wheels
+  --venv DIR  where to build it; default: $ROOT/.venv
+  --help      print this
+
+Default target: what DIR was built for, else cuda if an NVIDIA GPU is visible, else cpu.
+Packages come from pip's configured sources. The CPU target needs the CPU build of PyTorch: if none of those sources has
+it, name an index or a folder that does, in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
+Wheels built here are kept in .cache/, and the full log is .cache/install.log.
+EOF
+}
+
+say() { echo "install.sh: $*" >&4; }
+refuse() { say "$*"; exit 2; }
+
+parse_arguments() {
+    TARGET="" VENV=$ROOT/.venv
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --cpu | --cuda)
+                [ -z "$TARGET" ] || [ "$TARGET" = "${1#--}" ] || refuse "--cpu and --cuda exclude each other"
+                TARGET=${1#--} ;;
+            --venv) [ -n "${2:-}" ] || refuse "--venv needs a folder"
+                VENV=$(realpath -m -- "$2"); shift ;;
+            --venv=?*) VENV=$(realpath -m -- "${1#--venv=}") ;;
+            --help | -h) usage; exit 0 ;;
+            *) refuse "unknown argument '$1'; known are --cpu --cuda --venv DIR --help" ;;
+        esac
+        shift
+    done
+    STATE=$VENV/.neustream
+    if [ -z "$TARGET" ]; then
+        if [ -f "$STATE/target" ]; then TARGET=$(<"$STATE/target")
+        elif nvidia-smi -L 2>/dev/null | grep -q GPU; then TARGET=cuda
+        else TARGET=cpu; fi
+    fi
+    PINS=$ROOT/constraints/$TARGET.txt
+}
+
+# --- What is there already ------------------------------------------------------------------------------------------
+
+pin() { sed -n "s/^$1==//p" "$PINS"; }
+
+# The wheel is compiled for this processor's instruction set, so that belongs to its name.
+instruction_set() { lscpu | grep -owE 'avx2|avx512f|avx512_bf16' | sort -u | paste -sd_; }
+
+compute_keys() {
+    PACKAGES_KEY=$(cat "$ROOT/requirements.txt" "$PINS" | sha256sum | cut -c1-16)-$ROOT
+    VLLM_KEY=vllm-$VLLM-$TARGET-torch$(pin torch)-cp311
+    [ "$TARGET" = cuda ] || VLLM_KEY+=-$(instruction_set)
+    PATCHES_KEY=$VLLM_KEY-$(cat "$ROOT"/patches/series "$ROOT"/patches/*.patch | sha256sum | cut -c1-16)
+}
+
+has_stamp() { [ -f "$STATE/$1" ] && [ "$(<"$STATE/$1")" = "$2" ]; }
+
+is_complete() {
+    [ -x "$VENV/bin/python" ] && [ ! -e "$STATE/busy" ] && has_stamp target "$TARGET" &&
+        has_stamp packages "$PACKAGES_KEY" && has_stamp vllm "$VLLM_KEY" && has_stamp patches "$PATCHES_KEY" &&
+        (cd "$ROOT" && "$VENV/bin/python" -m vllm_patch verify >/dev/null 2>&1) # somebody may have reverted them
+}
+
+# --- Checks, before anything is downloaded or written ---------------------------------------------------------------
+
+check_machine() {
+    [ "$(uname -s)" = Linux ] || refuse "needs Linux, this is $(uname -s)"
+    [ "$(uname -m)" = x86_64 ] || refuse "needs an x86_64 processor, this is $(uname -m)"
+    [ "$TARGET" = cuda ] || [ -n "$(instruction_set)" ] || refuse "this processor has neither AVX2 nor AVX-512"
+}
+
+find_python() {
+    local candidate version seen=""
+    for candidate in $(type -ap python3.11 python3 || true); do
+        version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+        if [ "$version" = 3.11 ]; then PYTHON=$candidate; return; fi
+        seen+=" $version ($candidate)"
+    done
+    refuse "needs Python 3.11; found:${seen:- no Python at all}"
+}
+
+has_header() { # $1: header. Ask the compiler, which knows CPATH and the like; without one look where Debian puts it.
+    if command -v g++ >/dev/null; then echo "#include <$1>" | g++ -E -x c++ - >/dev/null 2>&1
+    else [ -e "/usr/include/$1" ]; fi
+}
+
+find_missing_system_packages() {
+    MISSING=()
+    command -v git >/dev/null || MISSING+=(git)
+    "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || MISSING+=(python3.11-venv)
+    [ "$TARGET" = cpu ] || return 0
+    command -v g++ >/dev/null || MISSING+=(g++)
+    has_header numa.h || MISSING+=(libnuma-dev)
+    "$PYTHON" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null ||
+        MISSING+=(python3.11-dev)
+}
+
+check_system_packages() {
+    find_missing_system_packages
+    [ ${#MISSING[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        refuse "missing on this system: ${MISSING[*]}; on Debian or Ubuntu: sudo apt-get install ${MISSING[*]}"
+    fi
+}
+
+check_disk() {
+    local folder=$VENV need_mb=4000 free_mb
+    [ "$TARGET" = cpu ] || need_mb=15000
+    ! has_stamp packages "$PACKAGES_KEY" || need_mb=500
+    while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
+    free_mb=$(df -Pm "$folder" | awk 'NR == 2 { print $4 }')
+    [ "$free_mb" -ge $need_mb ] || refuse "needs $need_mb MB free for $VENV, only $free_mb MB are"
+}
+
+check_folder() {
+    [ ! -e "$VENV" ] || [ -d "$STATE" ] || [ -d "$VENV" -a -z "$(ls -A "$VENV" 2>/dev/null)" ] ||
+        refuse "$VENV was not made by install.sh: remove it, or name another folder with --venv"
+}
+
+# --- Stages ---------------------------------------------------------------------------------------------------------
+
+stage() { # $1: what it does, $2: how long that usually takes, then the function. Its output goes to the log.
+    local title=$1 usual=$2 started=$SECONDS status
+    shift 2
+    say "$title (usually $usual) ..."
+    echo "=== $title" >>"$LOG"
+    set +e # so that the subshell's own set -e counts
+    (set -e; "$@") >>"$LOG" 2>&1 9>&-
+    status=$?
+    set -e
+    if [ $status -eq 2 ]; then exit 2; fi # it has refused, and said why
+    if [ $status -ne 0 ]; then
+        tail -n 25 "$LOG" >&4
+        say "failed: $title; above is the end of $LOG"
+        exit 1
+    fi
+    say "    done in $((SECONDS - started)) s"
+}
+
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
+
+install_system_packages() {
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q
+    apt-get install -y -q --no-install-recommends "${MISSING[@]}"
+}
+
+make_venv() {
+    # "busy" stays until all packages are in: pip can leave a broken package behind when it is interrupted.
+    mkdir -p "$STATE"
+    touch "$STATE/busy"
+    echo "$TARGET" >"$STATE/target"
+    "$PYTHON" -m venv "$VENV"
+}
+
+install_torch() {
+    local version
+    version=$(pin torch)
+    if [ "$TARGET" = cuda ]; then pip install --no-deps "torch==$version"; return; fi
+    # On x86_64 the plain version is a CUDA build of several GB, useless to a vLLM that was compiled for the CPU.
+    pip install --no-deps "torch==$version+cpu" || refuse "pip's sources have no CPU build of PyTorch $version:" \
+        "name an index or folder that has in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS"
+}
+
+install_packages() {
+    touch "$STATE/busy"
+    rm -f "$STATE/packages"
+    install_torch
+    grep -vE '^(torch|vllm)==' "$PINS" >"$TMP/pins.txt"
+    pip install --no-deps -r "$TMP/pins.txt"
+    if [ -f "$STATE/pins" ]; then # what an earlier list had and this one lacks
+        comm -23 <(sed -n 's/==.*//p' "$STATE/pins" | sort) <(sed -n 's/==.*//p' "$PINS" | sort) >"$TMP/gone.txt"
+        [ ! -s "$TMP/gone.txt" ] || pip uninstall -y -r "$TMP/gone.txt"
+    fi
+    # Makes the repository's packages importable from any folder, and from processes that vLLM or Ray start.
+    echo "$ROOT" >"$(site_packages)/neustream.pth"
+    cp "$PINS" "$STATE/pins"
+    echo "$PACKAGES_KEY" >"$STATE/packages"
+    rm "$STATE/busy"
+}
+
+site_packages() { "$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
+unpack_vllm_source() { # pip cannot: it builds the metadata, and refuses its "+cpu" for not being in the file's name
+    "$VENV/bin/python" - "vllm==$VLLM" "$VLLM_ARCHIVE_SHA256" "$TMP" <<'EOF'
+import ast, os, subprocess, sys
+from unearth import PackageFinder
+
+requirement, sha256, folder = sys.argv[1:]
+settings = {}  # pip's own, from its files and the environment; where both say something, the environment counts
+listing = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
+for line in sorted(listing.stdout.splitlines(), key=lambda line: line.startswith(":env:")):
+    key, _, value = line.partition("=")
+    settings[key.rpartition(".")[2]] = ast.literal_eval(value).split()
+if "cert" in settings:
+    os.environ.setdefault("SSL_CERT_FILE", settings["cert"][0])
+finder = PackageFinder(  # without an index it takes the public one, as pip does
+    index_urls=settings.get("index-url", []), trusted_hosts=settings.get("trusted-host", []), no_binary=["vllm"]
+)
+if settings.get("no-index", ["0"])[0].lower() in ("1", "true", "yes", "on"):
+    finder.sources.clear()
+for url in settings.get("extra-index-url", []):
+    finder.add_index_url(url)
+for url in settings.get("find-links", []):
+    finder.add_find_links(url)
+found = finder.find_best_match(requirement).best
+if found is None:
+    sys.exit(f"none of pip's sources has the source archive of {requirement}")
+finder.download_and_unpack(found.link, folder + "/vllm", folder, hashes={"sha256": [sha256]})
+EOF
+}
+
+build_vllm_wheel() {
+    unpack_vllm_source
+    # GIT_DIR: or setup.py records the commit of the repository around it, ours, as vLLM's.
+    (cd "$TMP/vllm" && PATH=$VENV/bin:$PATH VLLM_TARGET_DEVICE=cpu MAX_JOBS=$(nproc) GIT_DIR=/nonexistent \
+        CXX=${CXX:-g++} "$VENV/bin/python" -m pip wheel --no-build-isolation --no-deps --wheel-dir "$TMP/wheel" .)
+    mkdir -p "$CACHE/wheels"
+    rm -rf "${CACHE:?}/wheels/$VLLM_KEY"
+    mv "$TMP/wheel" "$CACHE/wheels/$VLLM_KEY"
+}
+
+install_vllm() {
+    rm -f "$STATE/vllm" "$STATE/patches"
+    local packages
+    packages=$(site_packages)
+    rm -rf "$packages"/vllm "$packages"/vllm-*.dist-info # pip trips over one that it was interrupted in
+    if [ "$TARGET" = cuda ]; then pip install --no-deps "vllm==$VLLM"
+    else pip install --no-deps "$CACHE/wheels/$VLLM_KEY"/vllm-*.whl; fi
+    echo "$VLLM_KEY" >"$STATE/vllm"
+}
+
+apply_patches() {
+    cd "$ROOT"
+    "$VENV/bin/python" -m vllm_patch apply 2>&4
+    echo "$PATCHES_KEY" >"$STATE/patches"
+}
+
+take_lock() {
+    mkdir -p "$CACHE" 2>/dev/null && exec 9>"$CACHE/install.lock" || refuse "cannot write to $CACHE"
+    flock --nonblock 9 || { say "another install.sh is at work here; waiting for it to end"; flock 9; }
+    rm -rf "$CACHE"/tmp.* # of a run that was killed
+    TMP=$(mktemp -d "$CACHE/tmp.XXXXXX")
+    trap 'rm -rf "$TMP"' EXIT
+    trap 'say "interrupted; run it again to go on from here"; exit 130' INT TERM
+}
+
+main() {
+    parse_arguments "$@"
+    # What the environment of the caller must not decide
+    unset PYTHONPATH PYTHONHOME
+    export PYTHONNOUSERSITE=1
+    compute_keys
+    if is_complete; then say "nothing to do: $VENV is complete ($TARGET)"; exit 0; fi
+    check_machine
+    check_folder
+    find_python
+    check_system_packages
+    check_disk
+
+    take_lock
+    if is_complete; then say "nothing left to do: $VENV is complete ($TARGET)"; exit 0; fi
+    : >"$LOG"
+    say "building $VENV for $TARGET with $PYTHON"
+    [ ${#MISSING[@]} -eq 0 ] || stage "system packages: ${MISSING[*]}" "under a minute" install_system_packages
+    if ! has_stamp target "$TARGET" || [ -e "$STATE/busy" ] || [ ! -x "$VENV/bin/python" ]; then
+        rm -rf "$VENV"
+        stage "virtual environment" "5 s" make_venv
+    fi
+    has_stamp packages "$PACKAGES_KEY" ||
+        stage "Python packages" "1 to 3 minutes; CUDA: 10" install_packages
+    # Other patches than those that were applied: they go on an unpatched vLLM.
+    if [ -f "$STATE/patches" ] && ! has_stamp patches "$PATCHES_KEY"; then rm -f "$STATE/vllm"; fi
+    if ! has_stamp vllm "$VLLM_KEY"; then
+        if [ "$TARGET" = cpu ] && ! compgen -G "$CACHE/wheels/$VLLM_KEY/vllm-*.whl" >/dev/null; then
+            stage "compile vLLM $VLLM for the CPU" "5 minutes divided by the number of cores" build_vllm_wheel
+        fi
+        stage "install vLLM $VLLM" "5 s" install_vllm
+    fi
+    stage "patch vLLM" "1 s" apply_patches
+    say "$VENV is complete ($TARGET), after $SECONDS s"
+}
+
+main "$@"
