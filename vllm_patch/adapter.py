@@ -1,0 +1,207 @@
+"""Between vLLM's scheduler and the core: sequence groups become requests, plans become step decisions.
+
+One core request per sequence group, kept in `seq_group.policy_state` from arrival to end; nothing is rebuilt
+per step. Both sides use `time.time()`, the clock of vLLM's arrival times.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from vllm.core.step_policy import StepCapacity, StepDecision, StepRecord
+from vllm.sequence import SequenceGroup, SequenceStatus
+
+from neustream.plan import Limits, StepPlan
+from neustream.policies.base import DECODE, PREFILL, StepPolicy
+from neustream.request import OnMiss, Outcome, Request, Stage
+from neustream.slo import NO_DEADLINES, parse_slo
+from neustream.streams import Streams
+from neustream.tables import LatencyTable
+
+ENDED_BADLY = {
+    SequenceStatus.FINISHED_TIMEOUT: Outcome.REJECTED,
+    SequenceStatus.FINISHED_ABORTED: Outcome.ABORTED,
+    SequenceStatus.FINISHED_IGNORED: Outcome.FAILED,
+}
+
+
+class GroupRequest(Request):
+    """A core request, its sequence group, and the stream it is in (None while it is swapped out)."""
+
+    __slots__ = ("group", "place")
+    group: SequenceGroup
+    place: str | None
+
+
+class Adapter:
+    """A core policy in the shape of vLLM's step-policy protocol (`vllm/core/step_policy.py`).
+
+    `default_slo` (outside form, as `parse_slo` reads it) is for requests that bring none; `on_end` is told of
+    every request that has ended, with its outcome and its units on time.
+    """
+
+    def __init__(
+        self,
+        policy: StepPolicy,
+        table: LatencyTable | None,
+        *,
+        max_model_len: int,
+        default_slo: Mapping[str, Any] | None = None,
+        on_miss: OnMiss = "reject",
+    ) -> None:
+        self.policy = policy
+        self.table = table
+        self.max_model_len = max_model_len
+        self.default_slo = default_slo
+        self.on_miss: OnMiss = on_miss
+        self.on_end: Callable[[Request], None] | None = None
+        self.streams = Streams((PREFILL, DECODE))
+        self.last_seconds: dict[str, float] = {}
+
+    def on_add(self, group: SequenceGroup) -> None:
+        """Make the group's request. Raises ValueError for an SLO that cannot be understood."""
+        self._add(group)
+
+    def _add(self, group: SequenceGroup) -> GroupRequest:
+        length = group.seqs[0].get_prompt_len()
+        params = group.sampling_params
+        most = max(self.max_model_len - length, 1)
+        num_tokens = min(params.max_tokens or most, most) if params is not None else 1
+        route = (Stage(PREFILL, 1, emits=True), Stage(DECODE, num_tokens - 1, emits=True))
+        arrival = group.metrics.arrival_time
+        slo, on_miss = split_slo(group.slo if group.slo is not None else self.default_slo, self.on_miss)
+        bound = parse_slo(slo).bind(arrival, route, length, self.table) if slo else NO_DEADLINES
+        width = params.best_of if params is not None else 1
+        request = GroupRequest(group.request_id, arrival, bound, route, length, on_miss=on_miss, width=width)
+        self.streams.add(request)
+        request.place = PREFILL
+        request.group = group
+        group.policy_state = request
+        return request
+
+    def on_finish(self, group: SequenceGroup) -> None:
+        """Close the group's request, and put the deadlines of its units on its output."""
+        request: GroupRequest | None = group.policy_state
+        if request is None:
+            return
+        group.policy_state = None
+        self._catch_up(request)
+        self._move(request, None)
+        outcome = next((ENDED_BADLY[seq.status] for seq in group.seqs if seq.status in ENDED_BADLY), None)
+        if request.deadlines is not NO_DEADLINES:
+            units = request.units + (outcome is Outcome.REJECTED)
+            group.metrics.deadlines = [request.deadlines.at(unit) for unit in range(1, units + 1)]
+        reason = str(group.seqs[0].stop_reason) if outcome is Outcome.REJECTED else None
+        ended_at = request.last_unit_at if outcome is None else time.time()
+        request.end(ended_at or time.time(), outcome, reason)
+        if self.on_end is not None:
+            self.on_end(request)
+
+    def on_step(self, record: StepRecord) -> None:
+        """Remember how long the last step of each module took."""
+        if record.kind in (PREFILL, DECODE):
+            self.last_seconds[record.kind] = record.seconds
+
+    def decide(
+        self,
+        now: float,
+        waiting: Collection[SequenceGroup],
+        running: Collection[SequenceGroup],
+        swapped: Collection[SequenceGroup],
+        capacity: StepCapacity,
+    ) -> StepDecision:
+        """Bring the requests up to date, ask the policy, translate its plan."""
+        impossible = self._sync(waiting, running, swapped, capacity)
+        limits = Limits(
+            # vLLM prefills nothing while a group is swapped out.
+            max_resident=0 if swapped else capacity.max_num_seqs,
+            max_work=capacity.max_num_batched_tokens,
+            free_blocks=capacity.num_free_blocks,
+            block_size=capacity.block_size,
+            spare_blocks=capacity.watermark_blocks,
+            total_blocks=capacity.num_total_blocks,
+            last_seconds=self.last_seconds,
+        )
+        return self._translate(self.policy.plan(now, self.streams, limits), impossible)
+
+    def _sync(
+        self,
+        waiting: Collection[SequenceGroup],
+        running: Collection[SequenceGroup],
+        swapped: Collection[SequenceGroup],
+        capacity: StepCapacity,
+    ) -> list[SequenceGroup]:
+        """Move every request to the stream of its group's queue; returns groups that can never be prefilled."""
+        impossible = []
+        preempted = False
+        most_blocks = capacity.num_total_blocks - capacity.watermark_blocks
+        most = min(most_blocks * capacity.block_size, capacity.max_num_batched_tokens)
+        for group in waiting:
+            request: GroupRequest = group.policy_state or self._add(group)
+            if request.size > most:
+                self._move(request, None)
+                impossible.append(group)
+            elif request.stage or request.place is None:
+                self._catch_up(request)
+                self._move(request, None)
+                request.preempt()
+                preempted = True
+        if preempted:  # they stand at the head of vLLM's queue, and so they shall here
+            for group in waiting:
+                if group.policy_state.size <= most:
+                    self._move(group.policy_state, None)
+                    self._move(group.policy_state, PREFILL)
+        for group in running:
+            request = group.policy_state or self._add(group)
+            self._catch_up(request)
+            if request.place != DECODE:
+                self._move(request, DECODE)
+        for group in swapped:
+            request = group.policy_state or self._add(group)
+            if request.place is not None:
+                self._catch_up(request)
+                self._move(request, None)
+        return impossible
+
+    def _catch_up(self, request: GroupRequest) -> None:
+        times = request.group.metrics.token_times
+        while request.units < len(times):
+            request.advance(times[request.units])
+
+    def _move(self, request: GroupRequest, place: str | None) -> None:
+        if request.place is not None:
+            self.streams.remove(request, request.place)
+        if place is not None:
+            self.streams.add(request)
+        request.place = request.module if place is not None else None
+
+    def _translate(self, plan: StepPlan, impossible: list[SequenceGroup]) -> StepDecision:
+        if plan.chunks:
+            raise ValueError("this policy chunks prefills, which vLLM does not do with a step policy")
+        reject = []
+        for rejection in plan.rejected:
+            if rejection.request.on_miss == "demote":
+                self.streams.demote(rejection.request)
+            else:
+                reject.append((rejection.request.request_id, rejection.reason))
+        if plan.module == DECODE and len(plan.batch) == len(self.streams[DECODE]):
+            return StepDecision(prefill=impossible, reject=reject)
+        batch = [request.group for request in plan.batch]  # type: ignore[attr-defined]
+        if plan.module == PREFILL:
+            return StepDecision(prefill=[*impossible, *batch], reject=reject)
+        return StepDecision(prefill=impossible, decode=batch, reject=reject, wake=plan.wake)
+
+
+def split_slo(slo: Any, on_miss: OnMiss) -> tuple[dict[str, Any], OnMiss]:
+    """`(SLO fields, what to do on a miss)` of a request's `slo`. Raises ValueError for what is no mapping."""
+    if slo is None:
+        return {}, on_miss
+    if not isinstance(slo, Mapping):
+        raise ValueError(f"slo must be a mapping such as {{'ttft_ms': 500, 'tpot_ms': 50}}, got {slo!r}")
+    fields = dict(slo)
+    chosen = fields.pop("on_miss", on_miss)
+    if chosen not in ("reject", "demote"):
+        raise ValueError(f"on_miss must be 'reject' or 'demote', got {chosen!r}")
+    return fields, chosen
