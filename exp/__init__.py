@@ -1,0 +1,1 @@
+"""Experiments: workloads served by the real engines, goodput in `runs/`. docs/experiments.md says how to run them."""
