@@ -1,0 +1,196 @@
+"""The step loops of a device's processes in virtual time: plan, run, commit, as in `neustream.loop`.
+
+Where several processes run at once they share the GPU. Each step keeps the GPU busy for a share of its time, its
+demand; while the demands of the steps under way add up to more than 1, all of them slow down by that sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import numpy as np
+
+from neusim.sim.cost import gpu_demand, step_seconds
+from neusim.sim.device import Device
+from neusim.sim.events import EventQueue, Priority
+from neusim.sim.memory import KvMemory
+from neusim.sim.process import Process, ProcessStreams, RunningStep
+from neustream.loop import DONE, commit, reject
+from neustream.plan import UNLIMITED, Limits, StepPlan
+from neustream.policies import StepPolicy, is_llm
+from neustream.request import Outcome, Request
+from neustream.tables import LatencyTable
+
+MIN_JITTER = 0.1
+"""No step is shorter than this share of what the table says, however the dice fall."""
+
+OnStep = Callable[[StepPlan, float, float, int], None]
+"""Told of each step: its plan, start and end, and how many requests its process has left."""
+Handler = Callable[[float], None]
+
+
+class Engine:
+    """Runs requests through a device in virtual time, and hands each to `on_end` once, when it has ended."""
+
+    def __init__(
+        self,
+        table: LatencyTable,
+        device: Device,
+        make_policy: Callable[[], StepPolicy],
+        on_end: Callable[[Request], None],
+        *,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+    ) -> None:
+        self.table = table
+        self.device = device
+        self.on_end = on_end
+        self.on_step = on_step
+        self.now = 0.0
+        self.num_live = 0
+        self._random = np.random.default_rng(seed)
+        self._events: EventQueue[Handler] = EventQueue()
+        self._processes = [self._process(modules, make_policy()) for modules in device.processes(table)]
+        self._by_module = {module: p for p in self._processes for module in p.streams.modules}
+        self._is_shared = len(self._processes) > 1
+        self._rate = 1.0
+        """Seconds of progress per second of every step under way, since `_shared_at`."""
+        self._shared_at = 0.0
+        self._demand = lru_cache(maxsize=None)(partial(gpu_demand, table))
+
+    def run(self, requests: Iterator[Request]) -> None:
+        """Serve `requests`, which come in order of arrival, until all have ended."""
+        self._expect(requests)
+        while len(self._events):
+            self.now, handle = self._events.pop()
+            handle(self.now)
+        assert self.num_live == 0, f"idle for ever with {self.num_live} requests"
+        self.check_integrity()
+
+    def check_integrity(self) -> None:
+        """Assert the invariants of the processes' streams and memory."""
+        for process in self._processes:
+            process.streams.check_integrity()
+            assert not process.streams.outbox
+            if process.memory is not None:
+                process.memory.check_integrity()
+
+    def _process(self, modules: tuple[str, ...], policy: StepPolicy) -> Process:
+        device = self.device
+        last_seconds: dict[str, float] = {}
+        if not is_llm(self.table):
+            return Process(ProcessStreams(modules), policy, Limits(last_seconds=last_seconds), last_seconds)
+        memory = KvMemory(device.kv_blocks, device.block_size, device.watermark) if device.kv_blocks else None
+        limits = Limits(
+            max_resident=device.max_num_seqs,
+            max_work=device.max_num_batched_tokens,
+            free_blocks=memory.total if memory else UNLIMITED,
+            block_size=device.block_size,
+            spare_blocks=memory.spare if memory else 0,
+            total_blocks=memory.total if memory else UNLIMITED,
+            last_seconds=last_seconds,
+        )
+        return Process(ProcessStreams(modules), policy, limits, last_seconds, memory)
+
+    # Requests come in.
+
+    def _expect(self, requests: Iterator[Request]) -> None:
+        """Queue the next arrival only: no more requests exist than are in the device, and one."""
+        request = next(requests, None)
+        if request is None:
+            return
+        if request.arrival < self.now:
+            raise ValueError(f"{request!r} arrived at {request.arrival}, before the one ahead of it, {self.now}")
+        self._events.push(request.arrival, Priority.ENTERS, partial(self._arrive, request, requests))
+
+    def _arrive(self, request: Request, requests: Iterator[Request], now: float) -> None:
+        self.num_live += 1
+        self._enter(request, now)
+        self._expect(requests)
+
+    def _enter(self, request: Request, now: float) -> None:
+        process = self._by_module.get(request.module)
+        if process is None:
+            raise ValueError(f"{request!r}: the table of {self.table.model} has no module {request.module!r}")
+        if process.memory is not None and not process.memory.can_ever_hold(request):
+            request.end(now, Outcome.FAILED, "its context does not fit into the KV cache")
+            self._finish(process, request)
+            return
+        process.streams.add(request)
+        self._ask(process, now)
+
+    def _finish(self, process: Process, request: Request) -> None:
+        if process.memory is not None:
+            process.memory.release(request)
+        self.num_live -= 1
+        self.on_end(request)
+
+    # A process plans, runs, commits.
+
+    def _ask(self, process: Process, when: float) -> None:
+        """Have an idle process plan at `when`."""
+        if process.step is None and not process.is_plan_due:
+            process.is_plan_due = True
+            self._events.push(when, Priority.PLANS, lambda now: self._plan(process, now))
+
+    def _plan(self, process: Process, now: float) -> None:
+        process.is_plan_due = False
+        if process.step is not None or not len(process.streams):
+            return
+        limits = process.limits
+        if process.memory is not None:
+            limits = replace(limits, free_blocks=process.memory.free)
+        plan = process.policy.plan(now, process.streams, limits)
+        for request in reject(process.streams, plan, now):
+            self._finish(process, request)
+        plan, has_preempted = process.allocate(plan)
+        if plan.module is not None:
+            self._start(process, plan, now)
+        elif plan.rejected or has_preempted:
+            self._ask(process, now)
+        elif plan.wake is not None:
+            assert plan.wake > now, f"asked to be woken at {plan.wake}, it is {now}"
+            self._events.push(plan.wake, Priority.PLANS, lambda then: self._plan(process, then))
+
+    def _start(self, process: Process, plan: StepPlan, now: float) -> None:
+        assert plan.module is not None
+        seconds = step_seconds(self.table, plan)
+        demand = self._demand(plan.module, len(plan.batch)) if self._is_shared else 1.0
+        if self.device.jitter:
+            seconds *= max(1.0 + self.device.jitter * self._random.standard_normal(), MIN_JITTER)
+        process.step = RunningStep(plan, now, seconds + self.device.overhead, demand)
+        self._share(now, process.step)
+
+    def _share(self, now: float, started: RunningStep | None = None) -> None:
+        """Divide the GPU anew among the steps under way, now that one has started or ended."""
+        elapsed = (now - self._shared_at) * self._rate
+        running = [(process, process.step) for process in self._processes if process.step is not None]
+        for _, step in running:
+            if step is not started:
+                step.left -= elapsed
+        rate = 1.0 / max(1.0, sum(step.demand for _, step in running))
+        for process, step in running:
+            if step is started or rate != self._rate:
+                step.version += 1
+                end = partial(self._end, process, step, step.version)
+                self._events.push(now + max(step.left, 0.0) / rate, Priority.STEP_ENDS, end)
+        self._rate, self._shared_at = rate, now
+
+    def _end(self, process: Process, step: RunningStep, version: int, now: float) -> None:
+        if version != step.version:
+            return  # contention has moved its end
+        plan = step.plan
+        assert plan.module is not None
+        process.step = None
+        process.last_seconds[plan.module] = now - step.started
+        self._share(now)
+        for request in commit(process.streams, plan, DONE, now):
+            self._finish(process, request)
+        for request in process.streams.outbox:
+            self._events.push(now + self.device.handover, Priority.ENTERS, partial(self._enter, request))
+        process.streams.outbox.clear()
+        if self.on_step is not None:
+            self.on_step(plan, step.started, now, len(process.streams))
+        self._ask(process, now)

@@ -1,0 +1,68 @@
+"""The KV-cache blocks of a simulated language-model device, and whom vLLM would preempt when they run out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from neustream.plan import UNLIMITED
+from neustream.request import Request
+
+
+class KvMemory:
+    """Counts blocks as vLLM 0.5.4 does: a prompt takes its blocks at once, a decode step one more as it grows."""
+
+    def __init__(self, total: int | None, block_size: int, watermark: float) -> None:
+        self.total = UNLIMITED if total is None else total
+        self.block_size = block_size
+        self.spare = 0 if total is None else int(watermark * total)
+        self.free = self.total
+        self.held: dict[str, int] = {}
+        """Blocks by request id."""
+        self._holders: dict[str, Request] = {}
+
+    def blocks(self, units: int) -> int:
+        """Blocks that a context of `units` occupies."""
+        return -(-units // self.block_size)
+
+    def can_ever_hold(self, request: Request) -> bool:
+        """Whether the request fits with nothing else there, from its prompt to its last unit."""
+        return self.blocks(request.size + request.max_units) <= self.total - self.spare
+
+    def take(self, request: Request, units: int) -> None:
+        """Give the request all the blocks that a context of `units` needs beyond those that it holds."""
+        more = self.blocks(units) - self.held.get(request.request_id, 0)
+        if more <= 0:
+            return
+        if more > self.free:
+            raise ValueError(f"{request!r} was given {more} blocks, {self.free} are free")
+        self.free -= more
+        self.held[request.request_id] = self.held.get(request.request_id, 0) + more
+        self._holders[request.request_id] = request
+
+    def release(self, request: Request) -> None:
+        """Take back what the request holds, if anything."""
+        self.free += self.held.pop(request.request_id, 0)
+        self._holders.pop(request.request_id, None)
+
+    def grow(self, batch: Sequence[Request]) -> list[Request]:
+        """Make room for one decode step of `batch`; returns those who lose their memory for it, in that order.
+
+        First come first served: each in turn needs a free block (vLLM's `can_append_slots`), and while there is
+        none, whoever arrived last among all that hold memory loses theirs.
+        """
+        preempted: list[Request] = []
+        ordered = batch if self.free >= len(batch) else sorted(batch, key=lambda request: request.arrival)
+        for request in ordered:
+            while request.request_id in self._holders and not self.free:
+                victim = max(reversed(self._holders.values()), key=lambda holder: holder.arrival)
+                self.release(victim)
+                preempted.append(victim)
+            if request.request_id in self._holders:
+                self.take(request, request.context)
+        return preempted
+
+    def check_integrity(self) -> None:
+        """Assert that every block is either free or held by someone."""
+        assert self.free >= 0, self.free
+        assert self.free + sum(self.held.values()) == self.total, (self.free, self.held)
+        assert self.held.keys() == self._holders.keys()

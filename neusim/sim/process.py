@@ -1,0 +1,81 @@
+"""One simulated process: the streams in front of its modules, its policy, and the step it is running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from neusim.sim.memory import KvMemory
+from neustream.plan import Limits, StepPlan
+from neustream.policies import DECODE, StepPolicy
+from neustream.request import Request
+from neustream.streams import Streams
+
+
+class ProcessStreams(Streams):
+    """The streams of one process. A request that is done here and needs another process goes to `outbox`."""
+
+    def __init__(self, modules: Iterable[str]) -> None:
+        super().__init__(modules)
+        self.outbox: list[Request] = []
+
+    def add(self, request: Request) -> None:
+        if request.module in self._streams:
+            super().add(request)
+        else:
+            self.outbox.append(request)
+
+    def preempt(self, request: Request) -> None:
+        """Send a request back to its first stage, foremost in that stream."""
+        self.remove(request)
+        request.preempt()
+        waiting = self._streams[request.module]
+        others = dict(waiting)
+        waiting.clear()
+        self.add(request)
+        waiting.update(others)
+
+
+@dataclass(slots=True)
+class RunningStep:
+    """A step under way. `left` is in seconds of the GPU to itself; contention stretches it."""
+
+    plan: StepPlan
+    started: float
+    left: float
+    demand: float
+    """Share of the step's time in which it keeps the GPU busy."""
+    version: int = 0
+    """Counts the revisions of its end; an end event of an older version is void."""
+
+
+@dataclass(slots=True)
+class Process:
+    """One process of a device."""
+
+    streams: ProcessStreams
+    policy: StepPolicy
+    limits: Limits
+    last_seconds: dict[str, float]
+    """How long the last step of each module took; `limits` refers to it."""
+    memory: KvMemory | None = None
+    step: RunningStep | None = None
+    is_plan_due: bool = False
+    """Whether a planning event is queued for this instant already."""
+
+    def allocate(self, plan: StepPlan) -> tuple[StepPlan, bool]:
+        """Give a step its memory: `(the plan without those who were preempted for it, whether there were any)`."""
+        if self.memory is None:
+            return plan, False
+        lost: set[str] = set()
+        if plan.module == DECODE:
+            for request in self.memory.grow(plan.batch):
+                self.streams.preempt(request)
+                lost.add(request.request_id)
+            if lost:
+                batch = tuple(request for request in plan.batch if request.request_id not in lost)
+                chunks = tuple(chunk for chunk in plan.chunks if chunk.request.request_id not in lost)
+                plan = replace(plan, module=DECODE if batch or chunks else None, batch=batch, chunks=chunks)
+        for request in (*(plan.batch if plan.module != DECODE else ()), *(chunk.request for chunk in plan.chunks)):
+            self.memory.take(request, request.context)
+        return plan, bool(lost)

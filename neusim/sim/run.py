@@ -1,0 +1,92 @@
+"""One simulated experiment: a table, a policy, a workload and a device in, goodput out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from neusim.sim.device import Device
+from neusim.sim.engine import Engine
+from neusim.sim.workload import Workload
+from neustream.goodput import GoodputCounter
+from neustream.plan import StepPlan
+from neustream.policies import StepPolicy, is_llm, make_policy
+from neustream.request import Request
+from neustream.tables import LatencyTable
+
+
+class StepTrace(NamedTuple):
+    """One step of a run, as kept with `keep_steps`; times in seconds."""
+
+    start: float
+    end: float
+    module: str
+    batch: tuple[str, ...]
+    """Ids of the requests in its batch, and of those of which it processed a piece."""
+    waiting: int
+    """Requests that its process had left when it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a run."""
+
+    summary: dict[str, Any]
+    """`GoodputCounter.summary()`: docs/metrics.md defines every figure. Taken in the engine, in virtual time."""
+    num_steps: int
+    steps: tuple[StepTrace, ...] = field(default=(), repr=False)
+
+    @property
+    def good(self) -> int:
+        """Requests that met their SLO."""
+        return int(self.summary["good"])
+
+
+def simulate(
+    table: LatencyTable,
+    policy: str | Callable[[], StepPolicy],
+    workload: Workload,
+    device: Device | None = None,
+    *,
+    slo_scale: float | None = None,
+    seed: int = 0,
+    keep_steps: bool = False,
+    on_end: Callable[[Request], None] | None = None,
+) -> Result:
+    """Run `workload` on a simulated `device` under `policy`, in virtual time.
+
+    `policy` is a name or makes one policy object for each process of the device. `slo_scale` is what a
+    pipeline's policy takes its batch caps from (3 by default); `seed` drives the jitter alone; `on_end` gets
+    each request as it ends. Raises ValueError for a policy that does not serve the table's model.
+    """
+    device = device or Device()
+    counter = GoodputCounter()
+    steps: list[StepTrace] = []
+    num_steps = 0
+
+    def count_end(request: Request) -> None:
+        counter.add(request)
+        if on_end is not None:
+            on_end(request)
+
+    def count_step(plan: StepPlan, start: float, end: float, waiting: int) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        if keep_steps:
+            members = (*plan.batch, *(chunk.request for chunk in plan.chunks))
+            ids = tuple(request.request_id for request in members)
+            steps.append(StepTrace(start, end, str(plan.module), ids, waiting))
+
+    def build() -> StepPolicy:
+        if not isinstance(policy, str):
+            return policy()
+        options: dict[str, Any] = {}
+        if not is_llm(table):
+            options["handover"] = device.handover if device.layout == "process" else 0.0
+            if slo_scale is not None:
+                options["slo_scale"] = slo_scale
+        return make_policy(policy, table, **options)
+
+    Engine(table, device, build, count_end, seed=seed, on_step=count_step).run(workload.requests(table))
+    return Result(counter.summary(), num_steps, tuple(steps))
