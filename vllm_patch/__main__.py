@@ -20,6 +20,7 @@ from vllm_patch.unified_diff import PatchError
 def apply(target: Target, patch_set: PatchSet) -> int:
     """Patch every file that is not patched yet. Refuses a tree with files that are neither."""
     changes = _changes(target, patch_set, patch_set.apply)
+    target.remove_leftovers(patch_set)
     if changes and target.applied_set() is None:
         target.write_record(PATCHES)
     target.replace(changes)
@@ -32,6 +33,7 @@ def apply(target: Target, patch_set: PatchSet) -> int:
 def revert(target: Target, patch_set: PatchSet) -> int:
     """Give every patched file back its original bytes. Refuses a tree with files that are neither."""
     changes = _changes(target, patch_set, lambda _, original: original)
+    target.remove_leftovers(patch_set)
     target.replace(changes)
     target.remove_record()
     _report(target, changes, FileState.BEFORE)

@@ -92,6 +92,15 @@ class Target:
         """Forget which patch set was applied."""
         shutil.rmtree(self.record, ignore_errors=True)
 
+    def remove_leftovers(self, patch_set: PatchSet) -> None:
+        """Delete the temporary files of a run that was killed."""
+        for path in patch_set.files:
+            place = self.file(path)
+            for leftover in place.parent.glob(f".{place.name}.*.tmp"):
+                leftover.unlink(missing_ok=True)
+        for leftover in self.package.glob(f"{self.record.name}.*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
     def replace(self, contents: Mapping[str, bytes | None]) -> None:
         """Give each file its new content, None removing it: all of them, or none if anything goes wrong.
 
