@@ -196,11 +196,9 @@ class Adapter:
 
 def split_slo(slo: Any, on_miss: OnMiss) -> tuple[dict[str, Any], OnMiss]:
     """`(SLO fields, what to do on a miss)` of a request's `slo`. Raises ValueError for what is no mapping."""
-    if slo is None:
-        return {}, on_miss
-    if not isinstance(slo, Mapping):
+    if slo is not None and not isinstance(slo, Mapping):
         raise ValueError(f"slo must be a mapping such as {{'ttft_ms': 500, 'tpot_ms': 50}}, got {slo!r}")
-    fields = dict(slo)
+    fields = dict(slo or {})
     chosen = fields.pop("on_miss", on_miss)
     if chosen not in ("reject", "demote"):
         raise ValueError(f"on_miss must be 'reject' or 'demote', got {chosen!r}")

@@ -76,6 +76,7 @@ class Bench:
         max_loras: int = 0,
         factory: str = f"{__name__}:build",
         config: dict[str, Any] | None = None,
+        scheduler_class: type[Scheduler] = Scheduler,
     ) -> None:
         options: dict[str, Any] = {}
         if policy is not None or config is not None:
@@ -84,7 +85,7 @@ class Bench:
         cache_config = CacheConfig(BLOCK, 1.0, 1, "auto")
         cache_config.num_gpu_blocks, cache_config.num_cpu_blocks = blocks, cpu_blocks
         lora_config = LoRAConfig(max_lora_rank=8, max_loras=max_loras) if max_loras else None
-        self.scheduler = Scheduler(scheduler_config, cache_config, lora_config)
+        self.scheduler = scheduler_class(scheduler_config, cache_config, lora_config)
         self.blocks = blocks
         self.ids = Counter()
         self.outputs: dict[str, RequestOutput] = {}
@@ -97,13 +98,21 @@ class Bench:
         return self.scheduler.step_policy.num_errors
 
     def add(
-        self, name: str, length: int, max_tokens: int = 4, *, slo: Any = None, lora: Any = None, **sampling: Any
+        self,
+        name: str,
+        length: int,
+        max_tokens: int = 4,
+        *,
+        slo: Any = None,
+        lora: Any = None,
+        ago: float = 0.0,
+        **sampling: Any,
     ) -> None:
-        """A request of `length` prompt tokens that runs to `max_tokens` tokens."""
+        """A request of `length` prompt tokens that runs to `max_tokens` tokens and arrived `ago` seconds ago."""
         params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, **sampling)
         inputs = {"prompt_token_ids": list(range(length)), "prompt": None}
         seq = Sequence(next(self.ids), inputs, BLOCK, lora_request=lora)
-        group = SequenceGroup(name, [seq], time.time(), params, lora_request=lora, slo=slo)
+        group = SequenceGroup(name, [seq], time.time() - ago, params, lora_request=lora, slo=slo)
         self.scheduler.add_seq_group(group)
 
     def step(self) -> tuple[str, list[str]]:
@@ -122,7 +131,8 @@ class Bench:
             if output.finished:
                 assert group.request_id not in self.outputs, f"{group.request_id} ended twice"
                 self.outputs[group.request_id] = output
-        self.scheduler.step_done()
+        if hasattr(self.scheduler, "step_done"):
+            self.scheduler.step_done()
         ids = [entry.seq_group.request_id for entry in scheduled]
         return ("prefill" if outputs.num_prefill_groups else "decode" if ids else "idle", ids)
 

@@ -1,0 +1,256 @@
+"""The adapter: sequence groups and core requests say the same, and a core policy runs vLLM's steps."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from vllm.config import SchedulerConfig
+from vllm_harness import Bench
+
+from neustream.policies.base import DECODE, PREFILL
+from neustream.request import Request
+from vllm_patch.adapter import Adapter
+from vllm_patch.patchset import PatchSet
+from vllm_patch.target import Target
+
+BUILD = "vllm_patch.factory:build"
+LAX = {"ttft_ms": 1e6, "tpot_ms": 1e6}
+
+
+def bench_with(config: dict[str, Any], **options: Any) -> Bench:
+    return Bench(factory=BUILD, config=config, **options)
+
+
+def adapter_of(bench: Bench) -> Adapter:
+    assert bench.scheduler.step_policy is not None
+    policy = bench.scheduler.step_policy.policy
+    assert isinstance(policy, Adapter)
+    return policy
+
+
+def workload(bench: Bench, seed: int) -> list[tuple[str, list[str]]]:
+    rng = random.Random(seed)
+    trace = []
+    for i in range(40):
+        bench.add(f"r{i}", rng.randint(1, 24), rng.randint(1, 12), slo=LAX)
+        trace += [bench.step() for _ in range(rng.randint(0, 2))]
+    return trace + bench.run()
+
+
+def check_mirror(bench: Bench) -> None:
+    """The streams hold what vLLM's queues held when the policy was last asked."""
+    adapter = adapter_of(bench)
+    adapter.streams.check_integrity()
+    for request in adapter.streams:
+        group = request.group  # type: ignore[attr-defined]
+        assert group.policy_state is request
+        assert request.units == len(group.metrics.token_times) == group.seqs[0].get_output_len()
+        assert request.context == group.seqs[0].get_len()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("options", [{"blocks": 200}, {"blocks": 24, "max_seqs": 6}, {"blocks": 24, "v2": True}])
+def test_fcfs_of_the_core_gives_vllms_own_trace(seed: int, options: dict[str, Any]) -> None:
+    plain, hooked = Bench(**options), bench_with({"policy": "fcfs"}, **options)
+    assert workload(hooked, seed) == workload(plain, seed)
+    assert hooked.num_errors == 0
+    assert len(adapter_of(hooked).streams) == 0
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "neustream"])
+def test_streams_mirror_the_queues_through_preemption(policy: str, table_path: str) -> None:
+    bench = bench_with({"policy": policy, "table": table_path}, blocks=20)
+    adapter = adapter_of(bench)
+    rng = random.Random(0)
+    decide = adapter.decide
+
+    def checked(now: float, waiting: Any, running: Any, swapped: Any, capacity: Any) -> Any:
+        decision = decide(now, waiting, running, swapped, capacity)
+        check_mirror(bench)
+        assert [r.request_id for r in adapter.streams[PREFILL]] == [g.request_id for g in waiting]
+        assert {r.request_id for r in adapter.streams[DECODE]} == {g.request_id for g in running}
+        return decision
+
+    adapter.decide = checked  # type: ignore[method-assign]
+    for i in range(30):
+        bench.add(f"r{i}", rng.randint(1, 24), rng.randint(1, 12), slo=LAX)
+        bench.step()
+    bench.run()
+    assert bench.num_errors == 0
+    assert bench.scheduler.num_cumulative_preemption > 0
+    assert set(bench.reasons().values()) == {"length"}
+    assert bench.free_blocks() == 20
+
+
+def test_one_request_per_group_from_arrival_to_end() -> None:
+    bench = bench_with({"policy": "fcfs"})
+    bench.add("a", 5, 3)
+    (group,) = bench.scheduler.waiting
+    request = group.policy_state
+    ended: list[Request] = []
+    adapter_of(bench).on_end = ended.append
+    while bench.scheduler.has_unfinished_seqs():
+        assert group.policy_state is request
+        bench.step()
+    assert ended == [request]
+    assert group.policy_state is None
+    assert (request.units, request.units_on_time, request.outcome) == (3, 3, "met")
+
+
+def test_deadlines_of_an_absolute_slo_come_out_with_the_tokens() -> None:
+    bench = bench_with({"policy": "fcfs"})
+    bench.add("a", 5, 3, slo={"ttft_ms": 500, "tpot_ms": 20})
+    bench.add("b", 5, 3)
+    bench.run()
+    metrics = bench.outputs["a"].metrics
+    assert metrics.deadlines == pytest.approx([metrics.arrival_time + due for due in (0.5, 0.52, 0.54)])
+    assert len(metrics.token_times) == 3
+    assert metrics.token_times == sorted(metrics.token_times)
+    assert bench.outputs["b"].metrics.deadlines is None
+
+
+def test_deadlines_of_a_scale_come_from_the_table(table_path: str) -> None:
+    config = {"policy": "fcfs", "table": table_path, "slo": {"pslo": 3, "dslo": 2}}
+    bench = bench_with(config)
+    bench.add("a", 100, 3)
+    bench.add("b", 100, 3, slo={"pslo": 5, "dslo": 1})
+    bench.run()
+    for name, due in (("a", (0.06, 0.08, 0.10)), ("b", (0.10, 0.11, 0.12))):
+        metrics = bench.outputs[name].metrics
+        assert metrics.deadlines == pytest.approx([metrics.arrival_time + seconds for seconds in due])
+
+
+def test_neustream_rejects_who_cannot_make_it_and_serves_the_rest(table_path: str) -> None:
+    bench = bench_with({"policy": "neustream", "table": table_path})
+    ended: list[Request] = []
+    adapter_of(bench).on_end = ended.append
+    slo = {"ttft_ms": 1000, "tpot_ms": 1000}
+    bench.add("late", 20, 3, slo=slo, ago=100.0)
+    bench.add("late but demoted", 20, 3, slo={**slo, "on_miss": "demote"}, ago=100.0)
+    bench.add("fresh", 20, 3, slo=slo)
+    bench.add("free", 20, 3, ago=1000.0)
+    bench.run()
+    assert bench.num_errors == 0
+    assert bench.reasons() == {"fresh": "length", "free": "length", "late": "timeout", "late but demoted": "length"}
+    late = bench.outputs["late"]
+    assert "alone takes" in str(late.outputs[0].stop_reason)
+    assert late.metrics.deadlines == pytest.approx([late.metrics.arrival_time + 1.0])
+    assert {r.request_id: str(r.outcome) for r in ended} == {
+        "late": "rejected",
+        "late but demoted": "late",
+        "fresh": "met",
+        "free": "met",
+    }
+    assert bench.free_blocks() == 100
+
+
+def test_a_preempted_request_is_not_rejected_for_its_first_token_again(table_path: str) -> None:
+    bench = bench_with({"policy": "neustream", "table": table_path}, blocks=8)
+    slo = {"ttft_ms": 1000, "tpot_ms": 1000}
+    bench.add("a", 12, 14, slo=slo)
+    bench.add("b", 12, 14, slo=slo)
+    while not bench.scheduler.num_cumulative_preemption:
+        bench.step()
+    (group,) = bench.scheduler.waiting
+    units = group.policy_state.units
+    assert units > 0
+    for request in adapter_of(bench).streams:
+        request.next_deadline -= 1000.0
+    bench.run()
+    assert bench.reasons() == {"a": "length", "b": "length"}
+    assert [len(output.outputs[0].token_ids) for output in bench.outputs.values()] == [14, 14]
+    assert [len(output.metrics.token_times) for output in bench.outputs.values()] == [14, 14]
+
+
+def test_swapped_groups_leave_the_streams_and_come_back() -> None:
+    bench = bench_with({"policy": "fcfs"}, blocks=9, cpu_blocks=60)
+    seen = set()
+    for i in range(4):
+        bench.add(f"r{i}", 7, 12, n=3)
+    adapter = adapter_of(bench)
+    while bench.scheduler.has_unfinished_seqs():
+        bench.step()
+        adapter.streams.check_integrity()
+        for group in bench.scheduler.swapped:
+            seen.add(group.request_id)
+    assert seen
+    assert bench.num_errors == 0
+    assert bench.reasons() == {f"r{i}": "length" for i in range(4)}
+    assert len(adapter.streams) == 0
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "neustream"])
+def test_a_prompt_that_can_never_fit_blocks_nobody(policy: str, table_path: str) -> None:
+    bench = bench_with({"policy": policy, "table": table_path}, blocks=10)
+    bench.add("long", 60, slo=LAX)
+    bench.add("a", 5, 2, slo=LAX)
+    bench.add("b", 5, 2, slo=LAX)
+    assert bench.run() == [("prefill", ["a", "b"]), ("decode", ["a", "b"])]
+    assert bench.outputs["long"].finished
+    assert bench.outputs["long"].outputs[0].token_ids == ()
+    assert bench.num_errors == 0
+
+
+def test_abort_drops_the_request_wherever_it_is() -> None:
+    bench = bench_with({"policy": "fcfs"}, max_seqs=1)
+    ended: list[Request] = []
+    adapter_of(bench).on_end = ended.append
+    for name in "abc":
+        bench.add(name, 5, 9)
+    bench.step()
+    bench.scheduler.abort_seq_group(["a", "c"])
+    assert {r.request_id: str(r.outcome) for r in ended} == {"a": "aborted", "c": "aborted"}
+    assert [r.request_id for r in adapter_of(bench).streams] == ["b"]
+    bench.run()
+    assert bench.free_blocks() == 100
+
+
+@pytest.mark.parametrize(
+    ("slo", "message"),
+    [
+        (5, "must be a mapping"),
+        ({"ttft": 5}, "SLO keys must be among"),
+        ({"ttft_ms": -5}, "above 0"),
+        ({"ttft_ms": 5, "on_miss": "cry"}, "on_miss must be"),
+        ({"pslo": 3}, "latency table"),
+    ],
+)
+def test_a_bad_slo_is_refused_where_the_request_is_added(slo: Any, message: str) -> None:
+    bench = bench_with({"policy": "fcfs"})
+    with pytest.raises(ValueError, match=message):
+        bench.add("a", 5, slo=slo)
+    assert not bench.scheduler.has_unfinished_seqs()
+    assert len(adapter_of(bench).streams) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "needs the key 'policy'"),
+        ({"policy": "nope", "table": "TABLE"}, "unknown policy 'nope'"),
+        ({"policy": "neustream"}, "needs 'table'"),
+        ({"policy": "neustream", "table": "/nowhere.json"}, "/nowhere.json: cannot be read"),
+        ({"policy": "neustream", "table": "TABLE", "tabel": 1}, "unknown keys"),
+        ({"policy": "neustream", "table": "TABLE", "slo": {"pslo": 0.5}}, "at least 1"),
+        ({"policy": "fcfs", "slo": {"pslo": 3}}, "needs 'table'"),
+        ({"policy": "fcfs", "on_miss": "cry"}, "on_miss must be"),
+        ({"policy": "neustream", "table": "TABLE", "options": {"wings": 2}}, "wings"),
+    ],
+)
+def test_a_bad_configuration_is_refused_before_a_model_is_loaded(config: Any, message: str, table_path: str) -> None:
+    if config and config.get("table") == "TABLE":
+        config = {**config, "table": table_path}
+    with pytest.raises(ValueError, match=message) as caught:
+        SchedulerConfig(256, 32, 256, step_policy=BUILD, step_policy_config=config)
+    assert "\n" not in str(caught.value)
+
+
+def test_vllm_imports_nothing_of_ours(installed: Target, patch_set: PatchSet) -> None:
+    for path in patch_set.files:
+        content = installed.read(path)
+        assert content is not None
+        assert b"neustream" not in content.lower(), path
+        assert b"vllm_patch" not in content, path
+    assert Bench().scheduler.step_policy is None
