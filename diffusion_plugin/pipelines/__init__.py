@@ -1,0 +1,1 @@
+"""The pipelines, each a handful of modules on diffusers' own networks."""
