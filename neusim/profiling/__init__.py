@@ -1,0 +1,12 @@
+"""What `neusim/profile.py` is made of: measuring, fitting, and one module per kind of model.
+
+| module | verb |
+|---|---|
+| `settings` | what was asked for, checked |
+| `registry` | which module profiles a model of this name |
+| `measure` | time points in interleaved passes; resume |
+| `partial` | keep what was measured until the table is written |
+| `fit` | latency models from points, and how good they are |
+| `opt`, `points`, `memory`, `engine`, `llm` | language models, on vLLM |
+| `ensure` | the table of a model, profiled in a child process if there is none |
+"""

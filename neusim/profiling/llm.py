@@ -1,0 +1,140 @@
+"""Profile a language model: memory, points, the engine, the fit, the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from typing import Any
+
+from neusim.devices import cpu_flags, free_gpu_bytes
+from neusim.profiling.engine import EngineTimer, load_engine, num_threads, versions
+from neusim.profiling.fit import fit_decode, fit_prefill
+from neusim.profiling.layers import extrapolate
+from neusim.profiling.measure import measure, medians, spread
+from neusim.profiling.memory import MemoryPlan, TooLarge, free_ram, plan_memory
+from neusim.profiling.opt import OptModel, load, names
+from neusim.profiling.partial import Partial, partial_path
+from neusim.profiling.points import CONTEXT_TOKENS, STEP_TOKENS, Point, llm_points
+from neusim.profiling.settings import Settings, SettingsError
+from neustream.latency import Shape
+from neustream.tables import LatencyTable
+
+__all__ = ["check", "names", "profile"]
+
+QUICK_REPEATS, FULL_REPEATS = 5, 9
+QUICK_SECONDS, FULL_SECONDS = 1.0, 10.0
+"""What a point may take before it is visited no more."""
+BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+"""With either, a CPU multiplies bfloat16 faster than float32; without, much slower."""
+
+
+def profile(settings: Settings) -> LatencyTable:
+    """Measure prefill and decode on the real engine and fit them. See `registry` for the contract."""
+    model, dtype, plan = check(settings)
+    print(f"{model.name} on {settings.slug}: {plan.reason}")
+    engine = load_engine(model, settings, dtype, plan)
+    timer = EngineTimer(engine, model.vocabulary)
+    max_len = engine.model_config.max_model_len - 2 * timer.decode_steps
+    points = llm_points(
+        quick=settings.quick, max_len=max_len, max_tokens=min(CONTEXT_TOKENS, int(0.95 * timer.cache_tokens))
+    )
+    depths = plan.layers or (model.num_layers,)
+    kept = Partial(partial_path(settings.out), _key(settings, model, dtype, plan))
+    if kept.num_visits:
+        print(f"resuming: {kept.num_visits} visits are kept in {kept.path}")
+    visits = measure(
+        [point.at(depth) for point in points for depth in depths],
+        timer.run,
+        repeats=settings.repeats or (QUICK_REPEATS if settings.quick else FULL_REPEATS),
+        seconds_per_point=QUICK_SECONDS if settings.quick else FULL_SECONDS,
+        partial=kept,
+        progress=settings.progress,
+        label=model.name,
+    )
+    return _table(settings, model, dtype, plan, points, visits)
+
+
+def check(settings: Settings) -> tuple[OptModel, str, MemoryPlan]:
+    """The model, the dtype and how to measure it. Raises SettingsError for what cannot be; loads nothing."""
+    try:
+        model = load(settings.model)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if settings.layers and settings.layers[1] >= model.num_layers:
+        raise SettingsError(f"--layers must be below the {model.num_layers} of {model.name}, got {settings.layers[1]}")
+    if model.num_heads % settings.tp:
+        raise SettingsError(f"--tp must divide the {model.num_heads} heads of {model.name}, got {settings.tp}")
+    if settings.device == "cpu" and settings.dtype == "float16":
+        raise SettingsError("dtype float16 is not to be had on a CPU; there are bfloat16, float32")
+    free = free_ram() if settings.device == "cpu" else free_gpu_bytes() * settings.tp
+    failures = []
+    for dtype in _dtypes(settings):
+        try:
+            plan = plan_memory(model, dtype, free, layers=settings.layers, cache_tokens=CONTEXT_TOKENS)
+        except TooLarge as error:
+            failures.append(str(error))
+            continue
+        if plan.layers and settings.tp > 1:
+            raise SettingsError(f"{plan.reason}; that takes --tp 1, got {settings.tp}")
+        return model, dtype, plan
+    raise SettingsError(failures[-1])
+
+
+def _dtypes(settings: Settings) -> tuple[str, ...]:
+    """The dtypes to try, in this order: the next only where a model does not fit in the one before."""
+    if settings.dtype != "auto":
+        return (settings.dtype,)
+    if settings.device == "cuda":
+        return ("float16",)
+    return ("bfloat16",) if BFLOAT16_FLAGS & cpu_flags() else ("float32", "bfloat16")
+
+
+def _key(settings: Settings, model: OptModel, dtype: str, plan: MemoryPlan) -> dict[str, Any]:
+    """What must be the same for kept visits to be used; `repeats` may grow."""
+    return {
+        "model": model.config(model.num_layers),
+        "device": settings.slug,
+        "dtype": dtype,
+        "tp": settings.tp,
+        "layers": plan.layers,
+        "threads": num_threads(settings.device),
+        "versions": versions(),
+    }
+
+
+def _table(
+    settings: Settings,
+    model: OptModel,
+    dtype: str,
+    plan: MemoryPlan,
+    points: list[Point],
+    visits: Mapping[Point, list[float]],
+) -> LatencyTable:
+    found = dict(visits)
+    noise = spread(found)
+    if plan.layers is None:
+        seconds = {point: medians(found)[point.at(model.num_layers)] for point in points}
+    else:
+        shallow, deep = ({point: found[point.at(depth)] for point in points} for depth in plan.layers)
+        seconds = extrapolate(shallow, deep, plan.layers, model.num_layers)
+
+    def of(module: str, held_out: bool) -> dict[Shape, float]:
+        chosen = (point for point in points if (point.module, point.held_out) == (module, held_out))
+        return {point.shape: seconds[point] for point in chosen}
+
+    prefill, prefill_report = fit_prefill(of("prefill", False), of("prefill", True))
+    decode, decode_report = fit_decode(of("decode", False), of("decode", True), noise)
+    info: dict[str, Any] = {
+        "dtype": dtype,
+        "tensor_parallel": settings.tp,
+        "source": f"neusim/profile.py, {versions()}, {date.today().isoformat()}",
+        "quick": settings.quick,
+        "threads": num_threads(settings.device),
+        "max_prefill_tokens": STEP_TOKENS,
+        "spread": round(noise, 4),
+        "fit": {"prefill": prefill_report, "decode": decode_report},
+    }
+    if plan.layers:
+        info |= {"layers_measured": list(plan.layers), "num_layers": model.num_layers}
+    return LatencyTable(settings.name, settings.slug, {"prefill": prefill, "decode": decode}, info)
+

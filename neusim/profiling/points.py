@@ -1,0 +1,83 @@
+"""Which steps of a language model are timed: prefills over lengths and batch sizes, decodes over batch and context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
+
+from neustream.latency import Shape
+
+STEP_TOKENS = 2048
+"""Tokens that one prefill step may hold: vLLM's default for these models."""
+CONTEXT_TOKENS = 65536
+"""Σ context up to which decode is measured; 256 sequences of 256, or 128 of 512."""
+MAX_SEQS = 256
+"""Sequences in a batch: vLLM's default."""
+
+QUICK_PREFILL = (
+    (1, 16), (1, 32), (1, 64), (1, 128), (2, 64), (1, 256), (4, 64), (1, 512), (8, 64), (1, 1024), (8, 128), (16, 128),
+)  # fmt: skip
+FULL_PREFILL = (
+    *((1, length) for length in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)),
+    *((2, length) for length in (16, 32, 64, 128, 256, 512, 1024)),
+    *((4, length) for length in (16, 32, 64, 128, 256, 512)),
+    *((8, length) for length in (16, 32, 64, 128, 256)),
+    *((16, length) for length in (16, 32, 64, 128)),
+    *((32, length) for length in (16, 32, 64)),
+)
+QUICK_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+FULL_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+QUICK_CONTEXTS = (64, 512)
+FULL_CONTEXTS = (32, 128, 512, 1024)
+
+UNSEEN_PREFILL: tuple[tuple[int, ...], ...] = (
+    (48,), (200,), (700,), (100, 100, 100), (12, 37, 88, 150, 301), (10, 25, 40, 60, 80, 110, 130, 170, 220, 400),
+)  # fmt: skip
+"""Prompts whose step is predicted, not fitted; the longer ones are what a log-normal workload sends."""
+UNSEEN_DECODE = ((1, 300), (3, 200), (10, 150), (20, 350), (40, 120), (80, 250), (160, 200))
+"""(batch, context) likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One step to time: a prefill of prompts of these lengths, or a decode of sequences of these contexts."""
+
+    module: Literal["prefill", "decode"]
+    lengths: tuple[int, ...]
+    held_out: bool = False
+    """Whether the fit must not see it."""
+    num_layers: int = 0
+    """At which depth it is timed; 0: not decided yet."""
+
+    def __str__(self) -> str:
+        runs = [(length, len(list(same))) for length, same in groupby(self.lengths)]
+        sizes = "+".join(f"{count}x{length}" for length, count in runs)
+        return f"{self.module} {sizes} at {self.num_layers} layers"
+
+    @property
+    def shape(self) -> Shape:
+        """As the latency models see it."""
+        total = sum(self.lengths)
+        if self.module == "decode":
+            return Shape(len(self.lengths), context=total)
+        return Shape(len(self.lengths), total, sum(length * length for length in self.lengths), total)
+
+    def at(self, num_layers: int) -> Point:
+        """The same step of a model of this depth."""
+        return replace(self, num_layers=num_layers)
+
+
+def llm_points(*, quick: bool, max_len: int, max_tokens: int = CONTEXT_TOKENS) -> list[Point]:
+    """The points of a grid: those whose sequences stay within `max_len` and whose Σ context within `max_tokens`.
+
+    Smallest first, so that a run that was started by mistake shows what it does soon.
+    """
+    prefill = [(length,) * batch for batch, length in (QUICK_PREFILL if quick else FULL_PREFILL)]
+    batches, contexts = (QUICK_BATCHES, QUICK_CONTEXTS) if quick else (FULL_BATCHES, FULL_CONTEXTS)
+    points = [Point("prefill", lengths) for lengths in prefill]
+    points += [Point("prefill", lengths, held_out=True) for lengths in UNSEEN_PREFILL]
+    points += [Point("decode", (context,) * batch) for context in contexts for batch in batches]
+    points += [Point("decode", (context,) * batch, held_out=True) for batch, context in UNSEEN_DECODE]
+    fitting = [p for p in points if max(p.lengths) <= max_len and sum(p.lengths) <= max_tokens]
+    return sorted(fitting, key=lambda point: (point.module != "prefill", sum(point.lengths), len(point.lengths)))

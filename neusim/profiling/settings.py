@@ -1,0 +1,109 @@
+"""What a profile was asked for, checked where it is made and before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from neusim.devices import DEVICES, device_slug, local_device
+from neusim.profiling.registry import Target, find_target
+
+TABLES = Path(__file__).resolve().parent.parent / "tables"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class SettingsError(ValueError):
+    """Something was asked for that cannot be; one line that says what, and what can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One profile: of which model, on what, how thoroughly, and where the table goes."""
+
+    model: str
+    """As given: a known name or a local folder."""
+    name: str
+    """The `model` field of the table, and its file's name."""
+    device: str
+    """`cpu` or `cuda`."""
+    slug: str
+    """The `device` field of the table: `h200`, `cpu-amd-epyc-2`."""
+    dtype: str
+    """One of DTYPES; what `auto` means is the profiler's business."""
+    tp: int
+    """Tensor parallelism: over how many devices a model is spread."""
+    quick: bool
+    """A coarser grid and fewer repeats."""
+    layers: tuple[int, int] | None
+    """Two depths to measure instead of the whole model; None: decide by memory."""
+    repeats: int | None
+    """Visits of each point; None: the profiler's default."""
+    out: Path
+    """The table's file."""
+    progress: bool = True
+    """Whether to draw a progress bar."""
+
+
+def make_settings(
+    model: str,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    tp: int = 1,
+    quick: bool = False,
+    layers: str | None = None,
+    repeats: int | None = None,
+    out: Path | str | None = None,
+    progress: bool = True,
+) -> tuple[Settings, Target]:
+    """Check what was asked for and fill in the rest. Raises SettingsError; loads no framework.
+
+    `device` defaults to cuda where there is an NVIDIA GPU; `layers` is two depths, as `2,4`; `out` defaults
+    to `neusim/tables/<device>/<model>.json`, with `.tp<N>` before `.json` where tp > 1.
+    """
+    try:
+        target = find_target(model)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if device is not None and device not in DEVICES:
+        raise SettingsError(f"unknown device {device!r}; there are {', '.join(DEVICES)}")
+    if dtype not in DTYPES:
+        raise SettingsError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
+    if tp < 1:
+        raise SettingsError(f"--tp must be at least 1, got {tp}")
+    if repeats is not None and repeats < 1:
+        raise SettingsError(f"--repeats must be at least 1, got {repeats}")
+    depths = None if layers is None else parse_layers(layers)
+    kind = device or local_device()
+    try:
+        slug = device_slug(kind)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    file = f"{target.name}.json" if tp == 1 else f"{target.name}.tp{tp}.json"
+    path = Path(out) if out is not None else TABLES / slug / file
+    check_writable(path)
+    return Settings(model, target.name, kind, slug, dtype, tp, quick, depths, repeats, path, progress), target
+
+
+def parse_layers(text: str) -> tuple[int, int]:
+    """`"2,4"` as (2, 4). Raises SettingsError unless it is two rising whole numbers from 1."""
+    parts = text.split(",")
+    if len(parts) == 2 and all(part.strip().isdecimal() for part in parts):
+        shallow, deep = int(parts[0]), int(parts[1])
+        if 1 <= shallow < deep:
+            return shallow, deep
+    raise SettingsError(f"--layers must be two rising numbers of layers, as 2,4; got {text!r}")
+
+
+def check_writable(path: Path) -> None:
+    """Raises SettingsError unless a file can be written at `path`; its folders need not exist yet."""
+    if path.is_dir():
+        raise SettingsError(f"--out {path} is a folder; give a file")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise SettingsError(f"--out {path} cannot be written: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SettingsError(f"--out {path} cannot be written: {folder} is not writable")
