@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from neustream.loop import DONE, StepLoop, StepResult
 from neustream.plan import Limits, StepPlan
@@ -29,14 +30,17 @@ class FakeExecutor:
     def __init__(self, table: LatencyTable, clock: VirtualClock, limits: Limits | None = None) -> None:
         self.table = table
         self.clock = clock
-        self._limits = limits or Limits()
+        self.last_seconds: dict[str, float] = {}
+        self._limits = replace(limits or Limits(), last_seconds=self.last_seconds)
 
     def limits(self) -> Limits:
         return self._limits
 
     def run(self, plan: StepPlan) -> StepResult:
         assert plan.module is not None
-        self.clock.now += self.table[plan.module].predict(shape_of(plan.batch))
+        seconds = self.table[plan.module].predict(shape_of(plan.batch))
+        self.last_seconds[plan.module] = seconds
+        self.clock.now += seconds
         return DONE
 
 
