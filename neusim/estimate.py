@@ -1,0 +1,123 @@
+"""Writes a latency table for a device that nobody has at hand, from its published peak rates.
+
+    python neusim/estimate.py --model opt-13b --device a6000
+    python -m neusim.estimate --model sd15-512 --device h100
+
+The table is marked "estimated", with what it assumes; a measured one of the same name always wins over it.
+How the seconds come about, and how far they are from measured ones: docs/estimates.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+# Run as a script, this folder comes first on sys.path, where profile.py would hide the standard library's.
+sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "neusim")]
+
+from neusim.estimate_llm import opt_modules  # noqa: E402
+from neusim.hardware import DEVICES, GIGA, TERA, Device, find_device  # noqa: E402
+from neusim.models import OPT_SHAPES, OptShape  # noqa: E402
+from neusim.roofline import BYTES, Roofline  # noqa: E402
+from neustream.tables import LatencyTable, save_table, table_path  # noqa: E402
+
+TABLES = ROOT / "neusim" / "tables"
+DEFAULT_TP = {"opt-30b": 2, "opt-66b": 4}
+WEIGHTS_SHARE = 0.9
+"""Share of a device's memory that vLLM uses (its default); weights must leave room in it for keys and values."""
+
+BLOCK_SIZE = 16
+"""Tokens in one block of keys and values (vLLM's default)."""
+
+
+def estimate(model: str, device: str, *, tp: int | None = None, dtype: str = "float16") -> LatencyTable:
+    """The estimated table of `model` on `device` (or `tp` of them).
+
+    Raises ValueError for an unknown model, device or dtype, or a model that does not fit.
+    """
+    hardware = find_device(device)
+    if dtype not in BYTES:
+        raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(BYTES)}")
+    shape = OPT_SHAPES.get(model.removeprefix("facebook/"))
+    if shape is not None:
+        return _estimate_llm(shape, hardware, DEFAULT_TP.get(shape.name, 1) if tp is None else tp, dtype)
+    from diffusion_plugin.models import MODELS  # with the next, needs torch
+
+    spec = MODELS.get(model)
+    if spec is None:
+        raise ValueError(f"unknown model {model!r}; there are {', '.join((*OPT_SHAPES, *MODELS))}")
+    if tp not in (None, 1):
+        raise ValueError(f"--tp is for language models; {model} runs on one device")
+    from neusim.estimate_image import image_modules
+
+    roofline = Roofline(hardware, dtype)
+    modules = image_modules(spec, roofline, dtype)
+    return LatencyTable(spec.name, hardware.name, dict(modules), _info(roofline, dtype))
+
+
+def _estimate_llm(shape: OptShape, device: Device, tp: int, dtype: str) -> LatencyTable:
+    if tp < 1:
+        raise ValueError(f"--tp must be at least 1, got {tp}")
+    weights = shape.num_parameters * BYTES[dtype]
+    if weights / tp > WEIGHTS_SHARE * device.memory_bytes:
+        enough = next(n for n in range(1, 1 << 10) if weights / n <= WEIGHTS_SHARE * device.memory_bytes)
+        raise ValueError(
+            f"{shape.name} in {dtype} takes {weights / tp / GIGA:.0f} GB on each of {tp} {device.title}, "
+            f"{WEIGHTS_SHARE:.0%} of {device.memory_bytes / GIGA:.0f} GB are there; give --tp {enough} or more"
+        )
+    roofline = Roofline(device, dtype, tp=tp)
+    modules = opt_modules(shape, roofline, dtype)
+    token = 2 * shape.num_layers * shape.hidden * BYTES[dtype]
+    room = WEIGHTS_SHARE * device.memory_bytes * tp - weights
+    info = {"tensor_parallel": tp, "kv_blocks": int(room / (token * BLOCK_SIZE))}
+    return LatencyTable(shape.name, device.name, modules, _info(roofline, dtype) | info)
+
+
+def _info(roofline: Roofline, dtype: str) -> dict[str, Any]:
+    device = roofline.device
+    rates = {
+        "device": device.title,
+        "rates_from": device.source,
+        "peak_tflops": device.flops(dtype) / TERA,
+        "peak_gb_per_s": device.bytes_per_s / GIGA,
+    }
+    if roofline.tp > 1:
+        rates |= {"link": device.link.name, "link_gb_per_s": device.link.bytes_per_s / GIGA}
+    return {
+        "dtype": dtype,
+        "source": "neusim/estimate.py: roofline of published peak rates, see docs/estimates.md",
+        "estimated": rates | roofline.assume.to_json(),
+    }
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="estimate.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", required=True, help="opt-… or an image model, such as opt-13b, sd15-512")
+    parser.add_argument("--device", required=True, help=f"one of {', '.join(DEVICES)}")
+    parser.add_argument("--tp", type=int, help="devices that share an OPT model (opt-30b: 2, opt-66b: 4, others: 1)")
+    parser.add_argument("--dtype", default="float16", help=f"one of {', '.join(BYTES)} (default: float16)")
+    parser.add_argument("--out", type=Path, default=TABLES, help="folder of tables (default: neusim/tables)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    try:
+        table = estimate(arguments.model, arguments.device, tp=arguments.tp, dtype=arguments.dtype)
+        path = table_path(arguments.out, table.device, f"{table.model}.estimated")
+        save_table(table, path)
+    except (ValueError, OSError) as error:
+        print(f"estimate.py: {error}", file=sys.stderr)
+        return 2
+    for name, module in table.modules.items():
+        step, _ = module.standalone(256)
+        print(f"{name:14} alone {step * 1e3:9.2f} ms")
+    print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
