@@ -53,7 +53,7 @@ parse_arguments() {
     STATE=$VENV/.neustream
     if [ -z "$TARGET" ]; then
         if [ -f "$STATE/target" ]; then TARGET=$(<"$STATE/target")
-        elif nvidia-smi -L 2>/dev/null | grep -q GPU; then TARGET=cuda
+        elif [[ $(nvidia-smi -L 2>/dev/null) == *"GPU 0:"* ]]; then TARGET=cuda
         else TARGET=cpu; fi
     fi
     PINS=$ROOT/constraints/$TARGET.txt
@@ -64,7 +64,7 @@ parse_arguments() {
 pin() { sed -n "s/^$1==//p" "$PINS"; }
 
 # The wheel is compiled for this processor's instruction set, so that belongs to its name.
-instruction_set() { lscpu | grep -owE 'avx2|avx512f|avx512_bf16' | sort -u | paste -sd_; }
+instruction_set() { lscpu | { grep -owE 'avx2|avx512f|avx512_bf16' || true; } | sort -u | paste -sd_; }
 
 compute_keys() {
     PACKAGES_KEY=$(cat "$ROOT/requirements.txt" "$PINS" | sha256sum | cut -c1-16)-$ROOT
@@ -100,7 +100,7 @@ find_python() {
 }
 
 has_header() { # $1: header. Ask the compiler, which knows CPATH and the like; without one look where Debian puts it.
-    if command -v g++ >/dev/null; then echo "#include <$1>" | g++ -E -x c++ - >/dev/null 2>&1
+    if command -v g++ >/dev/null; then g++ -E -x c++ - >/dev/null 2>&1 <<<"#include <$1>"
     else [ -e "/usr/include/$1" ]; fi
 }
 
@@ -133,7 +133,7 @@ check_disk() {
 }
 
 check_folder() {
-    [ ! -e "$VENV" ] || [ -d "$STATE" ] || [ -d "$VENV" -a -z "$(ls -A "$VENV" 2>/dev/null)" ] ||
+    [ ! -e "$VENV" ] || [ -d "$STATE" ] || { [ -d "$VENV" ] && [ -z "$(ls -A "$VENV")" ]; } ||
         refuse "$VENV was not made by install.sh: remove it, or name another folder with --venv"
 }
 

@@ -1,0 +1,113 @@
+"""install.sh refuses what it cannot do with one line and exit code 2, before it downloads or writes anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import Machine
+
+
+def refusal(machine: Machine, *arguments: str, **environment: str) -> str:
+    """The one line with which it refused."""
+    result = machine.run(*arguments, **environment)
+    assert result.returncode == 2, result
+    assert result.stdout == ""
+    assert machine.take_calls() == []
+    assert not (machine.repo / ".cache").exists()
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_help_names_every_option(machine: Machine) -> None:
+    result = machine.run("--help")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    for option in ("--cpu", "--cuda", "--venv DIR", "--help"):
+        assert option in result.stdout
+
+
+def test_unknown_argument(machine: Machine) -> None:
+    assert refusal(machine, "--gpu") == (
+        "install.sh: unknown argument '--gpu'; known are --cpu --cuda --venv DIR --help"
+    )
+
+
+def test_two_targets(machine: Machine) -> None:
+    assert refusal(machine, "--cpu", "--cuda") == "install.sh: --cpu and --cuda exclude each other"
+
+
+def test_venv_without_a_folder(machine: Machine) -> None:
+    assert refusal(machine, "--venv") == "install.sh: --venv needs a folder"
+
+
+def test_another_system(machine: Machine) -> None:
+    machine.fake("uname", "echo Darwin")
+    assert refusal(machine) == "install.sh: needs Linux, this is Darwin"
+
+
+def test_another_processor(machine: Machine) -> None:
+    machine.fake("uname", "case $1 in -s) echo Linux;; -m) echo aarch64;; esac")
+    assert refusal(machine) == "install.sh: needs an x86_64 processor, this is aarch64"
+
+
+def test_processor_without_avx2_cannot_run_the_cpu_build(machine: Machine) -> None:
+    machine.fake("lscpu", "echo Flags: sse avx fma")
+    assert refusal(machine) == "install.sh: this processor has neither AVX2 nor AVX-512"
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.12"])
+def test_another_python(machine: Machine, version: str) -> None:
+    python = machine.bin / "python3.11"
+    python.rename(machine.bin / "python3")
+    line = refusal(machine, FAKE_VERSION=version)
+    assert line == f"install.sh: needs Python 3.11; found: {version} ({machine.bin}/python3)"
+
+
+def test_no_python(machine: Machine) -> None:
+    machine.lacks("python3.11")
+    assert refusal(machine) == "install.sh: needs Python 3.11; found: no Python at all"
+
+
+def test_python3_will_do_if_it_is_3_11(machine: Machine) -> None:
+    (machine.bin / "python3.11").rename(machine.bin / "python3")
+    assert machine.run().returncode == 0
+
+
+def test_missing_system_packages_are_named_to_who_may_not_install_them(machine: Machine) -> None:
+    machine.lacks("git")
+    machine.fake("g++", "exit 1")
+    machine.fake("apt-get", 'echo "apt-get $*" >>"$CALLS"')
+    assert refusal(machine, LACKS_VENV="1") == (
+        "install.sh: missing on this system: git python3.11-venv libnuma-dev python3.11-dev; "
+        "on Debian or Ubuntu: sudo apt-get install git python3.11-venv libnuma-dev python3.11-dev"
+    )
+
+
+def test_missing_compiler_is_named(machine: Machine) -> None:
+    machine.lacks("g++")
+    line = refusal(machine)
+    assert line.startswith("install.sh: missing on this system: g++")
+
+
+def test_a_compiler_is_no_matter_to_cuda(machine: Machine) -> None:
+    machine.lacks("g++")
+    assert machine.run("--cuda").returncode == 0
+
+
+def test_root_without_apt_is_told_too(machine: Machine) -> None:
+    machine.fake("id", "echo 0")
+    machine.lacks("git")
+    assert refusal(machine).startswith("install.sh: missing on this system: git;")
+
+
+def test_a_full_disk(machine: Machine) -> None:
+    machine.fake("df", "echo header; echo /dev/disk 100000 1 300 1% /")
+    assert refusal(machine) == f"install.sh: needs 4000 MB free for {machine.venv}, only 300 MB are"
+
+
+def test_a_folder_that_somebody_else_made_is_left_alone(machine: Machine) -> None:
+    machine.venv.mkdir()
+    (machine.venv / "precious").touch()
+    line = refusal(machine)
+    assert line.startswith(f"install.sh: {machine.venv} was not made by install.sh")
+    assert (machine.venv / "precious").exists()

@@ -1,0 +1,213 @@
+"""What install.sh does, in which order, and what it leaves out the next time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from .conftest import Machine
+
+TORCH = ["pip install --no-deps torch==2.13.0+cpu"]
+PACKAGES = [*TORCH, "pip install pins"]
+COMPILE = ["unpack vllm==0.5.4", "pip wheel"]
+INSTALL = ["pip install vllm wheel"]
+APPLY = ["-m vllm_patch apply"]
+VERIFY = ["-m vllm_patch verify"]
+
+
+def venv(machine: Machine) -> list[str]:
+    return [f"-m venv {machine.venv}"]
+
+
+def installed(machine: Machine) -> Machine:
+    """The machine after a first run."""
+    assert machine.run().returncode == 0
+    machine.take_calls()
+    return machine
+
+
+def wait_for_call(machine: Machine, process: subprocess.Popen[str], call: str) -> None:
+    while call not in machine.calls_file.read_text().splitlines():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def test_first_run_does_everything_in_order(machine: Machine) -> None:
+    result = machine.run()
+    assert result.returncode == 0, result.stderr
+    assert machine.take_calls() == [*venv(machine), *PACKAGES, *COMPILE, *INSTALL, *APPLY]
+    assert result.stderr.count("    done in ") == 5
+
+
+def test_second_run_only_checks_the_patches(machine: Machine) -> None:
+    result = installed(machine).run()
+    assert result.stderr == f"install.sh: nothing to do: {machine.venv} is complete (cpu)\n"
+    assert machine.take_calls() == VERIFY
+
+
+def test_an_empty_folder_is_taken(machine: Machine) -> None:
+    machine.venv.mkdir()
+    assert machine.run().returncode == 0
+
+
+def test_reverted_patches_are_applied_again(machine: Machine) -> None:
+    installed(machine)
+    assert machine.run(FAIL="-m vllm_patch verify").returncode == 0
+    assert machine.take_calls() == [*VERIFY, *VERIFY, *APPLY]
+
+
+def test_changed_patches_go_on_a_fresh_vllm_and_compile_nothing(machine: Machine) -> None:
+    installed(machine)
+    with (machine.repo / "patches/0001-import-guided-decoding-lazily.patch").open("a") as patch:
+        patch.write("\n")
+    assert machine.run().returncode == 0
+    assert machine.take_calls() == [*INSTALL, *APPLY]
+    assert machine.run().returncode == 0
+    assert machine.take_calls() == VERIFY
+
+
+def test_refused_patches_are_told_in_the_tools_own_line(machine: Machine) -> None:
+    result = machine.run(FAIL="-m vllm_patch apply")
+    assert result.returncode == 1
+    assert "no luck with: -m vllm_patch apply\n" in result.stderr
+
+
+def test_changed_pins_update_in_place_and_remove_what_is_gone(machine: Machine) -> None:
+    pins = machine.repo / "constraints/cpu.txt"
+    original = pins.read_text()
+    pins.write_text(original + "zzz-left-over==1.0\n")
+    installed(machine)
+    pins.write_text(original)
+    assert machine.run().returncode == 0
+    assert machine.take_calls() == [*PACKAGES, "pip uninstall zzz-left-over", *APPLY]
+
+
+def test_another_torch_compiles_vllm_again(machine: Machine) -> None:
+    installed(machine)
+    pins = machine.repo / "constraints/cpu.txt"
+    pins.write_text(pins.read_text().replace("torch==2.13.0", "torch==2.14.0"))
+    assert machine.run().returncode == 0
+    assert machine.take_calls() == [
+        "pip install --no-deps torch==2.14.0+cpu", "pip install pins", *COMPILE, *INSTALL, *APPLY
+    ]  # fmt: skip
+
+
+def test_another_processor_compiles_vllm_again(machine: Machine) -> None:
+    installed(machine)
+    machine.fake("lscpu", "echo Flags: avx2")
+    assert machine.run().returncode == 0
+    assert machine.take_calls() == [*COMPILE, *INSTALL, *APPLY]
+
+
+def test_a_second_environment_takes_the_kept_wheel(machine: Machine) -> None:
+    installed(machine)
+    other = machine.repo / "other"
+    assert machine.run("--venv", "other").returncode == 0
+    assert machine.take_calls() == [f"-m venv {other}", *PACKAGES, *INSTALL, *APPLY]
+
+
+def test_cuda_installs_wheels_and_compiles_nothing(machine: Machine) -> None:
+    assert machine.run("--cuda").returncode == 0
+    assert machine.take_calls() == [
+        *venv(machine),
+        "pip install --no-deps torch==2.4.0",
+        "pip install pins",
+        "pip install --no-deps vllm==0.5.4",
+        *APPLY,
+    ]
+
+
+def test_a_visible_gpu_makes_cuda_the_default(machine: Machine) -> None:
+    machine.fake("nvidia-smi", "echo GPU 0: NVIDIA H100")
+    assert machine.run().returncode == 0
+    assert "pip install --no-deps torch==2.4.0" in machine.take_calls()
+
+
+def test_a_driver_without_gpus_does_not(machine: Machine) -> None:
+    machine.fake("nvidia-smi", "echo No devices found; exit 6")
+    assert machine.run().returncode == 0
+    assert "pip wheel" in machine.take_calls()
+
+
+def test_the_target_of_an_environment_is_remembered(machine: Machine) -> None:
+    machine.fake("nvidia-smi", "echo GPU 0: NVIDIA H100")
+    assert machine.run("--cpu").returncode == 0
+    machine.take_calls()
+    assert machine.run().returncode == 0
+    assert machine.take_calls() == VERIFY
+
+
+def test_asking_for_the_other_target_builds_anew(machine: Machine) -> None:
+    installed(machine)
+    assert machine.run("--cuda").returncode == 0
+    assert machine.take_calls()[0] == venv(machine)[0]
+
+
+def test_no_cpu_build_of_torch_says_where_to_name_one(machine: Machine) -> None:
+    result = machine.run(FAIL="pip install --no-deps torch==2.13.0+cpu")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        "install.sh: pip's sources have no CPU build of PyTorch 2.13.0: "
+        "name an index or folder that has in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS"
+    )
+    assert machine.take_calls() == [*venv(machine), *TORCH]
+
+
+def test_failure_shows_the_end_of_the_log(machine: Machine) -> None:
+    result = machine.run(FAIL="pip wheel")
+    assert result.returncode == 1
+    assert "no luck with: pip wheel\n" in result.stderr
+    assert "failed: compile vLLM 0.5.4 for the CPU" in result.stderr.splitlines()[-1]
+    machine.take_calls()
+    assert machine.run().returncode == 0
+    assert machine.take_calls() == [*COMPILE, *INSTALL, *APPLY]
+
+
+@pytest.mark.parametrize(
+    ("during", "again"),
+    [
+        ("pip install pins", [*PACKAGES, *COMPILE, *INSTALL, *APPLY]),
+        ("pip wheel", [*COMPILE, *INSTALL, *APPLY]),
+        ("pip install vllm wheel", [*INSTALL, *APPLY]),
+        ("-m vllm_patch apply", APPLY),
+    ],
+)
+def test_interrupted_run_is_taken_up_where_it_was(machine: Machine, during: str, again: list[str]) -> None:
+    process = machine.start(HANG=during)
+    wait_for_call(machine, process, during)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "install.sh: interrupted; run it again to go on from here"
+    assert list((machine.repo / ".cache").glob("tmp.*")) == []
+    machine.take_calls()
+    assert machine.run().returncode == 0
+    # What pip was interrupted in cannot be trusted, so there the environment starts from nothing.
+    start = venv(machine) if during == "pip install pins" else []
+    assert machine.take_calls() == [*start, *again]
+
+
+def test_second_run_waits_for_the_first_and_says_so(machine: Machine) -> None:
+    cache = machine.repo / ".cache"
+    cache.mkdir()
+    with (cache / "install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = machine.start()
+        assert process.stderr is not None
+        assert process.stderr.readline() == "install.sh: another install.sh is at work here; waiting for it to end\n"
+        assert machine.take_calls() == []
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+
+
+def test_root_installs_missing_system_packages(machine: Machine) -> None:
+    machine.fake("id", "echo 0")
+    machine.fake("apt-get", 'echo "apt-get $*" >>"$CALLS"')
+    machine.lacks("git")
+    assert machine.run().returncode == 0
+    assert machine.take_calls()[:2] == ["apt-get update -q", "apt-get install -y -q --no-install-recommends git"]
