@@ -55,7 +55,7 @@ def estimate(model: str, device: str, *, tp: int | None = None, dtype: str = "fl
 
     roofline = Roofline(hardware, dtype)
     modules = image_modules(spec, roofline, dtype)
-    return LatencyTable(spec.name, hardware.name, dict(modules), _info(roofline, dtype))
+    return LatencyTable(spec.name, hardware.name, dict(modules), describe(roofline, dtype))
 
 
 def _estimate_llm(shape: OptShape, device: Device, tp: int, dtype: str) -> LatencyTable:
@@ -73,10 +73,11 @@ def _estimate_llm(shape: OptShape, device: Device, tp: int, dtype: str) -> Laten
     token = 2 * shape.num_layers * shape.hidden * BYTES[dtype]
     room = WEIGHTS_SHARE * device.memory_bytes * tp - weights
     info = {"tensor_parallel": tp, "kv_blocks": int(room / (token * BLOCK_SIZE))}
-    return LatencyTable(shape.name, device.name, modules, _info(roofline, dtype) | info)
+    return LatencyTable(shape.name, device.name, modules, describe(roofline, dtype) | info)
 
 
-def _info(roofline: Roofline, dtype: str) -> dict[str, Any]:
+def describe(roofline: Roofline, dtype: str) -> dict[str, Any]:
+    """What a table says of its origin: every rate and assumption behind it."""
     device = roofline.device
     rates = {
         "device": device.title,
