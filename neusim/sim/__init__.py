@@ -1,7 +1,7 @@
 """The simulator's engine: the core's policies and step accounting under a virtual clock."""
 
-from neusim.sim.device import ARTIFACT_HANDOVER, Device
-from neusim.sim.run import Result, StepTrace, simulate
+from neusim.sim.device import ARTIFACT_HANDOVER, Device, default_device
+from neusim.sim.run import Result, StepTrace, named_policy, simulate
 from neusim.sim.workload import LlmWorkload, PipelineWorkload, Workload
 
 __all__ = [
@@ -12,5 +12,7 @@ __all__ = [
     "Result",
     "StepTrace",
     "Workload",
+    "default_device",
+    "named_policy",
     "simulate",
 ]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from neusim.hardware import DEVICES
+from neusim.models import OPT_SHAPES
+from neusim.roofline import BYTES
 from neustream.policies import is_llm
 from neustream.tables import LatencyTable
 
@@ -16,6 +19,8 @@ ARTIFACT_HANDOVER = 0.035
 BLOCK_SIZE = 16
 WATERMARK = 0.01
 """Share of the KV blocks that a prefill leaves free, as in vLLM."""
+MEMORY_SHARE = 0.9
+"""Share of a device's memory that vLLM uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +68,30 @@ class Device:
         if self.layout == "process" and not is_llm(table):
             return [(module,) for module in modules]
         return [modules]
+
+
+def default_device(table: LatencyTable, **options: Any) -> Device:
+    """The device that a table's model is usually served on; `options` are `Device`'s and win.
+
+    A pipeline gets a process per module. A language model gets the KV blocks that its table names, or else
+    those that vLLM would find on that device; where neither is known its memory is unbounded.
+    """
+    if not is_llm(table):
+        return Device(**{"layout": "process"} | options)
+    return Device(**{"kv_blocks": kv_blocks(table)} | options)
+
+
+def kv_blocks(table: LatencyTable) -> int | None:
+    """KV blocks of 16 tokens on the table's device(s): what vLLM leaves of the memory beside the weights."""
+    known = table.info.get("kv_blocks")
+    if isinstance(known, int) and known > 0:
+        return known
+    shape = OPT_SHAPES.get(table.model.removeprefix("facebook/"))
+    hardware = DEVICES.get(table.device)
+    width = BYTES.get(str(table.info.get("dtype", "float16")))
+    if shape is None or hardware is None or width is None:
+        return None
+    devices = int(table.info.get("tensor_parallel", 1))
+    room = MEMORY_SHARE * hardware.memory_bytes * devices - shape.num_parameters * width
+    per_token = 2 * shape.num_layers * shape.hidden * width
+    return max(int(room / (per_token * BLOCK_SIZE)), 0) or None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
-from neusim.sim.device import Device
+from neusim.sim.device import Device, default_device
 from neusim.sim.engine import Engine
 from neusim.sim.workload import Workload
 from neustream.goodput import GoodputCounter
 from neustream.plan import StepPlan
 from neustream.policies import StepPolicy, is_llm, make_policy
 from neustream.request import Request
+from neustream.slo import ScaleSlo
 from neustream.tables import LatencyTable
 
 
@@ -43,6 +45,16 @@ class Result:
         return int(self.summary["good"])
 
 
+def named_policy(name: str, table: LatencyTable, device: Device, slo_scale: float | None = None) -> StepPolicy:
+    """The policy of that name, told what a device like this one tells its policies."""
+    options: dict[str, Any] = {}
+    if not is_llm(table):
+        options["handover"] = device.handover if device.layout == "process" else 0.0
+        if slo_scale is not None:
+            options["slo_scale"] = slo_scale
+    return make_policy(name, table, **options)
+
+
 def simulate(
     table: LatencyTable,
     policy: str | Callable[[], StepPolicy],
@@ -56,11 +68,15 @@ def simulate(
 ) -> Result:
     """Run `workload` on a simulated `device` under `policy`, in virtual time.
 
-    `policy` is a name or makes one policy object for each process of the device. `slo_scale` is what a
-    pipeline's policy takes its batch caps from (3 by default); `seed` drives the jitter alone; `on_end` gets
-    each request as it ends. Raises ValueError for a policy that does not serve the table's model.
+    `policy` is a name or makes one policy object for each process of the device; `device` is by default the
+    one that `default_device` gives. `slo_scale` is what a pipeline's policy takes its batch caps from: by
+    default the workload's. `seed` drives the jitter alone; `on_end` gets each request as it ends. Raises
+    ValueError for a policy that does not serve the table's model.
     """
-    device = device or Device()
+    device = device or default_device(table)
+    slo = getattr(workload, "slo", None)
+    if slo_scale is None and isinstance(slo, ScaleSlo):
+        slo_scale = slo.first
     counter = GoodputCounter()
     steps: list[StepTrace] = []
     num_steps = 0
@@ -78,15 +94,6 @@ def simulate(
             ids = tuple(request.request_id for request in members)
             steps.append(StepTrace(start, end, str(plan.module), ids, waiting))
 
-    def build() -> StepPolicy:
-        if not isinstance(policy, str):
-            return policy()
-        options: dict[str, Any] = {}
-        if not is_llm(table):
-            options["handover"] = device.handover if device.layout == "process" else 0.0
-            if slo_scale is not None:
-                options["slo_scale"] = slo_scale
-        return make_policy(policy, table, **options)
-
+    build = partial(named_policy, policy, table, device, slo_scale) if isinstance(policy, str) else policy
     Engine(table, device, build, count_end, seed=seed, on_step=count_step).run(workload.requests(table))
     return Result(counter.summary(), num_steps, tuple(steps))

@@ -15,7 +15,10 @@ from neustream.workload import gamma_arrivals, llm_route, pipeline_route, prompt
 class Workload(Protocol):
     """Says which requests come, and when."""
 
-    num_requests: int
+    @property
+    def num_requests(self) -> int:
+        """How many."""
+        ...
 
     def requests(self, table: LatencyTable) -> Iterator[Request]:
         """Fresh requests in order of arrival; the same ones at every call."""

@@ -1,0 +1,176 @@
+"""A sweep of simulated runs: the product of lists, run in worker processes, one row of figures for each run."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import Any
+
+from neusim.sim.device import Device
+from neusim.sim.run import simulate
+from neusim.sim.workload import LlmWorkload, PipelineWorkload, Workload
+from neustream.capacity import llm_capacity
+from neustream.policies import is_llm
+from neustream.slo import parse_slo
+from neustream.tables import LatencyTable
+from neustream.workload import MEAN_PROMPT
+
+MAX_TOKENS = 300
+STEPS = {"dit": (200, 250), "palette": (80, 100), "sd": (30, 51)}
+"""Denoising steps, lowest and one past the highest, by the first part of a model's name."""
+RATES = {"dit-s-2-256": 2.0, "dit-xl-2-256": 0.4, "palette-256": 0.4, "sd15-256": 1.25, "sd15-512": 0.3}
+H100_RATES = {"sd15-512": 0.8}
+LLM_CV, PIPELINE_CV = 1.0, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of a sweep: everything but the policy."""
+
+    rate: float
+    cv: float
+    slo: dict[str, float]
+    """As `neustream.slo.parse_slo` takes it; its keys are columns of the results."""
+
+    @property
+    def axes(self) -> dict[str, float]:
+        return {"rate": self.rate, "cv": self.cv, **self.slo}
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """All runs of one table."""
+
+    table: LatencyTable
+    device: Device
+    policies: tuple[str, ...]
+    points: tuple[Point, ...]
+    num_requests: int = 500
+    seed: int = 0
+    steps: tuple[int, int] | None = None
+    """Denoising steps lo, hi (hi excluded), of an image pipeline."""
+    max_tokens: int = MAX_TOKENS
+    has_bound: bool = True
+    info: dict[str, Any] = field(default_factory=dict)
+    """Goes into every row as it is."""
+
+    def workload(self, point: Point) -> Workload:
+        """The requests of a point; the same for every policy."""
+        slo = parse_slo(point.slo)
+        if self.steps is None:
+            return LlmWorkload(point.rate, point.cv, slo, self.max_tokens, self.num_requests, self.seed)
+        return PipelineWorkload(point.rate, point.cv, slo, self.steps, self.num_requests, self.seed)
+
+
+def points(axes: dict[str, Sequence[float]]) -> tuple[Point, ...]:
+    """The product of the axes `rate`, `cv` and those of the SLO, the last of them fastest."""
+    slo_keys = [key for key in axes if key not in ("rate", "cv")]
+    combinations = itertools.product(*axes.values())
+    rows = [dict(zip(axes, values, strict=True)) for values in combinations]
+    return tuple(Point(row["rate"], row["cv"], {key: row[key] for key in slo_keys}) for row in rows)
+
+
+def default_steps(model: str) -> tuple[int, int] | None:
+    """The published range of denoising steps for this kind of model; None where none is known."""
+    return next((steps for prefix, steps in STEPS.items() if model.startswith(prefix)), None)
+
+
+def default_rate(table: LatencyTable, slo: dict[str, float], max_tokens: int) -> float | None:
+    """The published rate of an image model; a language model's capacity. None where none is known."""
+    if is_llm(table):
+        rate = llm_capacity(table, prompt=MEAN_PROMPT, max_tokens=max_tokens, dslo=slo.get("dslo", 1.5))
+        return float(f"{rate:.3g}")
+    if table.device.startswith("h100") and table.model in H100_RATES:
+        return H100_RATES[table.model]
+    return RATES.get(table.model)
+
+
+def run_policy(sweep: Sweep, point: Point, policy: str) -> dict[str, Any]:
+    """Simulate one policy at one point; the run's row, without its bound."""
+    result = simulate(sweep.table, policy, sweep.workload(point), sweep.device, seed=sweep.seed)
+    head = {"device": sweep.table.device, "model": sweep.table.model, "policy": policy}
+    workload = {"steps": list(sweep.steps)} if sweep.steps else {"max_tokens": sweep.max_tokens}
+    return {
+        **head,
+        **point.axes,
+        **result.summary,
+        "num_steps": result.num_steps,
+        "seed": sweep.seed,
+        **workload,
+        "table_origin": sweep.table.origin,
+        "layout": sweep.device.layout,
+        "kv_blocks": sweep.device.kv_blocks,
+        "taken_at": "simulated engine",
+        **sweep.info,
+    }
+
+
+def run_bound(sweep: Sweep, point: Point) -> int | None:
+    """Requests that no schedule could exceed at this point; None without `neusim.bound`."""
+    request_bound = find_bound()
+    if request_bound is None:
+        return None
+    return int(request_bound(list(sweep.workload(point).requests(sweep.table)), sweep.table))
+
+
+def find_bound() -> Callable[..., int] | None:
+    """`neusim.bound.request_bound`, where that module and the solver it needs are installed."""
+    try:
+        bound: Callable[..., int] = importlib.import_module("neusim.bound").request_bound
+    except ImportError:
+        return None
+    return bound
+
+
+def run_sweep(sweep: Sweep, *, processes: int = 1, on_done: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+    """Run it all; rows in order of the points, and of the policies within each. `on_done` is told of each task."""
+    bounds: dict[int, int | None] = {}
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    for task, outcome in _outcomes(list(_tasks(sweep)), sweep, processes):
+        point, policy = task
+        if policy is None:
+            bounds[point] = outcome
+        else:
+            rows[point, policy] = outcome
+        on_done()
+    return [rows[i, j] | {"bound": bounds.get(i)} for i in range(len(sweep.points)) for j in range(len(sweep.policies))]
+
+
+def num_tasks(sweep: Sweep) -> int:
+    """How often `on_done` will be called."""
+    return sum(1 for _ in _tasks(sweep))
+
+
+Task = tuple[int, int | None]
+"""Positions of a point and of a policy; no policy: the point's bound."""
+
+
+def _tasks(sweep: Sweep) -> Iterator[Task]:
+    for i in range(len(sweep.points)):
+        for j in range(len(sweep.policies)):
+            yield i, j
+        if sweep.has_bound:
+            yield i, None
+
+
+def _run(sweep: Sweep, task: Task) -> Any:
+    point, policy = sweep.points[task[0]], task[1]
+    return run_bound(sweep, point) if policy is None else run_policy(sweep, point, sweep.policies[policy])
+
+
+def _outcomes(tasks: list[Task], sweep: Sweep, processes: int) -> Iterator[tuple[Task, Any]]:
+    if processes == 1 or len(tasks) == 1:
+        for task in tasks:
+            yield task, _run(sweep, task)
+        return
+    with ProcessPoolExecutor(min(processes, len(tasks))) as pool:
+        futures = {pool.submit(_run, sweep, task): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
