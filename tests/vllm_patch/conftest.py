@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from neustream.latency import ContextLatency, TokensLatency
+from neustream.latency import ContextLatency, LatencyModel, TokensLatency
 from neustream.tables import LatencyTable, save_table
 from vllm_patch.patchset import PatchSet, load_patch_set
 from vllm_patch.target import Target, find_target
@@ -70,7 +70,10 @@ def tree(tmp_path: Path, installed: Target, patch_set: PatchSet) -> Path:
 @pytest.fixture(scope="session")
 def table_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A latency table: prefill 10 ms + 0.1 ms a token, decode 10 ms."""
-    modules = {"prefill": TokensLatency((0.01, 0.0001, 0.0)), "decode": ContextLatency((0.01, 0.0))}
+    modules: dict[str, LatencyModel] = {
+        "prefill": TokensLatency((0.01, 0.0001, 0.0)),
+        "decode": ContextLatency((0.01, 0.0)),
+    }
     path = tmp_path_factory.mktemp("tables") / "tiny.json"
     save_table(LatencyTable("tiny", "hand", modules), path)
     return str(path)
@@ -118,11 +121,14 @@ def make_engine(engine_options: Callable[..., dict[str, Any]]) -> Callable[..., 
 
 
 def randomize(engine: Any) -> None:
-    """Give the engine's model seeded normal weights."""
+    """Give the engine's model seeded normal weights, biases and norms as they are."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     weights = engine.model_executor.driver_worker.model_runner.model
     with torch.no_grad():
-        for parameter in weights.parameters():
-            parameter.normal_(0.0, 0.3, generator=generator)
+        for name, parameter in weights.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.3, generator=generator)
+            if "embed_tokens" in name:  # also the output layer; a longer row would win every time
+                parameter /= parameter.norm(dim=1, keepdim=True)

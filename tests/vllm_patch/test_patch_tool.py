@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vllm_patch.__main__ as tool
-from vllm_patch import patchset, target
+from vllm_patch import patchset
 from vllm_patch.patchset import PATCHES, PatchSet, load_patch_set, make_manifest, sha256
 from vllm_patch.target import FileState, Target
 
@@ -138,7 +138,7 @@ def test_an_error_half_way_puts_everything_back(
             raise PermissionError(13, "Permission denied", str(place))
         move(source, place)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(target.os, "replace", fail_at_the_sixth)
+    monkeypatch.setattr("vllm_patch.target.os.replace", fail_at_the_sixth)
     assert run("apply", tree) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -155,8 +155,8 @@ def test_a_tree_that_cannot_be_written_is_one_line_and_stays_as_it_is(
     def refuse(*args: object, **options: object) -> None:
         raise OSError(30, "Read-only file system", str(tree))
 
-    monkeypatch.setattr(target.tempfile, "mkstemp", refuse)
-    monkeypatch.setattr(target.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr("vllm_patch.target.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("vllm_patch.target.tempfile.mkdtemp", refuse)
     assert run("apply", tree) == 1
     assert capsys.readouterr().err == f"vllm_patch: cannot write {tree}: Read-only file system\n"
     assert snapshot(tree) == before
