@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import nn
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
 from diffusion_plugin.models import VAE_SCALE, ModelSpec, model_spec
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.pipelines.dit import DitPipeline
+from diffusion_plugin.pipelines.palette import PalettePipeline
+from diffusion_plugin.pipelines.stable_diffusion import StableDiffusionPipeline
 from diffusion_plugin.request import check_size
 from diffusion_plugin.weights import load_weights, scheduler_config, weights_folder
 
-PIPELINES: Mapping[str, type[Pipeline]] = {"dit": DitPipeline}
+PIPELINES: Mapping[str, type[Pipeline]] = {
+    "dit": DitPipeline,
+    "sd": StableDiffusionPipeline,
+    "palette": PalettePipeline,
+}
 
 
 def load_pipeline(
@@ -78,21 +85,19 @@ def random_network(spec: ModelSpec, part: str, config: Mapping[str, Any], seed: 
     """The network with weights drawn from `seed`; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: nn.Module = _constructor(spec, part)(**config)
+        network: nn.Module = _construct(spec, part, config)
     return network
 
 
-def _constructor(spec: ModelSpec, part: str) -> Any:
+def _construct(spec: ModelSpec, part: str, config: Mapping[str, Any]) -> nn.Module:
     if part == "transformer":
-        return DiTTransformer2DModel
+        return DiTTransformer2DModel(**config)
     if part == "vae":
-        return AutoencoderKL
+        return AutoencoderKL(**config)
     if part == "unet":
-        return UNet2DModel if spec.family == "palette" else UNet2DConditionModel
-    raise AssertionError(part)
-
-
-def folder_file(folder: Path | None, *parts: str) -> Path | None:
-    """A file or folder of the checkpoint, where it is there."""
-    path = folder.joinpath(*parts) if folder is not None else None
-    return path if path is not None and path.exists() else None
+        return (UNet2DModel if spec.family == "palette" else UNet2DConditionModel)(**config)
+    if part == "text_encoder":
+        return CLIPTextModel(CLIPTextConfig(**config))
+    assert part == "safety_checker", part
+    vision = dict(config)
+    return StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=vision["projection_dim"]))

@@ -22,3 +22,13 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def dit() -> Pipeline:
     return load_pipeline("dit-nano", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def sd() -> Pipeline:
+    return load_pipeline("sd-nano", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def palette() -> Pipeline:
+    return load_pipeline("palette-nano", device="cpu")

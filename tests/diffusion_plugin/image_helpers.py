@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusion_plugin import Engine
+from torch import Tensor
+
+from diffusion_plugin import Engine, ImageRequest
 from diffusion_plugin.pipelines.base import Pipeline
 from neustream import LatencyTable
 from neustream.latency import BatchLatency
@@ -20,3 +22,14 @@ def flat_table(pipeline: Pipeline) -> LatencyTable:
 def make_engine(pipeline: Pipeline, **options: Any) -> Engine:
     """An engine on a clock that stands still: nobody is ever late, and plans depend on the requests alone."""
     return Engine(pipeline, flat_table(pipeline), **{"clock": VirtualClock(), **options})
+
+
+def image_alone(pipeline: Pipeline, request: ImageRequest) -> Tensor:
+    """The image of a request that is the only one served."""
+    engine = make_engine(pipeline)
+    job = engine.submit(request)
+    while engine.num_unfinished:
+        engine.step()
+        engine.check_integrity()
+    assert job.image is not None, job.request.reason
+    return job.image

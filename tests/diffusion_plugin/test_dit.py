@@ -5,22 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiTPipeline
-from image_helpers import flat_table, make_engine
+from image_helpers import flat_table, image_alone, make_engine
 from torch import Tensor
 
 from diffusion_plugin import ImageRequest, serve
 from diffusion_plugin.pipelines.base import Pipeline
 
 TOLERANCE = 1e-4
-
-
-def alone(pipeline: Pipeline, request: ImageRequest) -> Tensor:
-    engine = make_engine(pipeline)
-    job = engine.submit(request)
-    while engine.num_unfinished:
-        engine.step()
-    assert job.image is not None, job.request.reason
-    return job.image
 
 
 def of_diffusers(pipeline: Pipeline, request: ImageRequest) -> Tensor:
@@ -44,7 +35,7 @@ def test_a_request_alone_equals_diffusers_pipeline(dit: Pipeline, steps: int, gu
     request = ImageRequest(steps=steps, class_label=207, seed=3, guidance=guidance)
     expected = of_diffusers(dit, request)
     assert expected.std() > 0.05, "a blank image would prove nothing"
-    assert (alone(dit, request) - expected).abs().max() < TOLERANCE
+    assert (image_alone(dit, request) - expected).abs().max() < TOLERANCE
 
 
 def test_ddpm_with_learned_variance_equals_a_loop_over_diffusers_scheduler(dit: Pipeline) -> None:
@@ -61,7 +52,7 @@ def test_ddpm_with_learned_variance_equals_a_loop_over_diffusers_scheduler(dit: 
             latent = scheduler.step(out, timestep, latent, generator=generator).prev_sample
         vae = dit.networks["vae"]
         expected = (vae.decode(latent / vae.config.scaling_factor).sample[0] / 2 + 0.5).clamp(0, 1)
-    image = alone(dit, ImageRequest(steps=40, class_label=9, seed=5, schedule="ddpm"))
+    image = image_alone(dit, ImageRequest(steps=40, class_label=9, seed=5, schedule="ddpm"))
     assert (image - expected).abs().max() < TOLERANCE
 
 
@@ -87,7 +78,7 @@ def test_a_late_joiner_among_strangers_equals_itself_alone(dit: Pipeline, schedu
     assert max(sizes) > 4, "it was to ride in a batch"
     for job in jobs:
         assert job.image is not None
-        assert (job.image - alone(dit, job.asked)).abs().max() < TOLERANCE
+        assert (job.image - image_alone(dit, job.asked)).abs().max() < TOLERANCE
 
 
 def test_the_same_seed_gives_the_same_image_and_another_seed_another(dit: Pipeline) -> None:

@@ -1,0 +1,103 @@
+"""What a denoising step costs outside the network's forward pass.
+
+    python bench/diffusion_step.py [--model dit-nano] [--device cpu] [--batch 8] [--repeats 300] [--schedule ddim]
+
+Times, in turns: a step as the executor runs it (index tensors, gathers, guidance, the schedule's arithmetic,
+scatter, the wait for the device), and the same network's forward pass alone on tensors of the same shapes.
+Requests are at mixed timesteps of mixed step counts. Prints the medians and the share
+(step − forward) / forward. With `--max-share` it exits with 1 where the share is larger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from diffusion_plugin import ImageRequest, Pipeline, load_pipeline
+from diffusion_plugin.executor import DiffusionExecutor
+from diffusion_plugin.request import Job
+from neustream import Request, StepPlan
+from neustream.slo import NO_DEADLINES
+from neustream.workload import LOOP_MODULE, pipeline_route
+
+
+def make_plan(pipeline: Pipeline, executor: DiffusionExecutor, batch: int, schedule: str | None) -> StepPlan:
+    """A step of `batch` requests, each with its own step count and at its own step."""
+    stage = pipeline.modules.index(LOOP_MODULE)
+    requests = []
+    for i in range(batch):
+        steps = 200 + 3 * i
+        asked = ImageRequest(steps=steps, seed=i, schedule=schedule, **pipeline.example(i))
+        inputs = pipeline.prepare(asked)
+        request = Request(f"{i}", 0.0, NO_DEADLINES, pipeline_route(pipeline.modules, steps))
+        request.stage = stage
+        kind = schedule or pipeline.spec.schedules[0]
+        rows = executor.state.table.schedule(kind, steps)
+        is_guided = "guidance" in inputs and float(inputs["guidance"]) > 1
+        executor.add(Job(request, asked, inputs, rows, is_guided, stage))
+        requests.append(request)
+    return StepPlan(LOOP_MODULE, tuple(requests))
+
+
+def capture_forward(pipeline: Pipeline, executor: DiffusionExecutor, plan: StepPlan) -> Callable[[], object]:
+    """The network's call of one step, to be repeated on the same tensors."""
+    network = pipeline.networks["transformer" if "transformer" in pipeline.networks else "unet"]
+    calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
+    hook = network.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    executor.run(plan)
+    hook.remove()
+    args, kwargs = calls[0]
+    return lambda: network(*args, **kwargs)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="dit-nano")
+    parser.add_argument("--device")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=300)
+    parser.add_argument("--schedule")
+    parser.add_argument("--threads", type=int, help="CPU threads of a step (default: PyTorch's)")
+    parser.add_argument("--max-share", type=float)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        pipeline = load_pipeline(options.model, device=options.device)
+        executor = DiffusionExecutor(pipeline)
+        plan = make_plan(pipeline, executor, options.batch, options.schedule)
+    except ValueError as error:
+        parser.exit(2, f"{error}\n")
+    with torch.inference_mode():
+        forward = capture_forward(pipeline, executor, plan)
+        steps, forwards = [], []
+        for i in range(options.repeats + 20):
+            began = time.perf_counter()
+            executor.run(plan)
+            middle = time.perf_counter()
+            forward()
+            executor.synchronize()
+            ended = time.perf_counter()
+            if i >= 20:
+                steps.append(middle - began)
+                forwards.append(ended - middle)
+    step, alone = statistics.median(steps), statistics.median(forwards)
+    # The difference of neighbours, so that a slow spell of the machine is in both.
+    outside = statistics.median(a - b for a, b in zip(steps, forwards, strict=True))
+    share = outside / alone
+    print(f"{options.model} on {pipeline.device}, {pipeline.dtype}, batch {options.batch}, {options.repeats} repeats")
+    print(f"step {step * 1e3:.3f} ms, forward pass {alone * 1e3:.3f} ms, outside it {outside * 1e3:.3f} ms")
+    print(f"share outside the forward pass: {share:.1%} of it")
+    return int(options.max_share is not None and share > options.max_share)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
