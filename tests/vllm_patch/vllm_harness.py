@@ -88,6 +88,8 @@ class Bench:
         self.scheduler = scheduler_class(scheduler_config, cache_config, lora_config)
         self.blocks = blocks
         self.ids = Counter()
+        self.clock: Callable[[], float] = time.time
+        self.execute: Callable[[list[SequenceGroup]], None] = lambda batch: None
         self.outputs: dict[str, RequestOutput] = {}
         checker = StopChecker(max_tokens, lambda seq: None)
         self.processor = SingleStepOutputProcessor(scheduler_config, None, [self.scheduler], self.ids, checker)
@@ -95,7 +97,7 @@ class Bench:
     @property
     def num_errors(self) -> int:
         assert self.scheduler.step_policy is not None
-        return self.scheduler.step_policy.num_errors
+        return int(self.scheduler.step_policy.num_errors)
 
     def add(
         self,
@@ -112,14 +114,15 @@ class Bench:
         params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, **sampling)
         inputs = {"prompt_token_ids": list(range(length)), "prompt": None}
         seq = Sequence(next(self.ids), inputs, BLOCK, lora_request=lora)
-        group = SequenceGroup(name, [seq], time.time() - ago, params, lora_request=lora, slo=slo)
+        group = SequenceGroup(name, [seq], self.clock() - ago, params, lora_request=lora, slo=slo)
         self.scheduler.add_seq_group(group)
 
     def step(self) -> tuple[str, list[str]]:
         """One engine step; returns its kind and the requests in its batch."""
         metadata, outputs = self.scheduler.schedule()
         scheduled = list(outputs.scheduled_seq_groups)
-        now = time.time()
+        self.execute([entry.seq_group for entry in scheduled])
+        now = self.clock()
         for entry, meta in zip(scheduled, metadata, strict=True):
             group = entry.seq_group
             group.update_num_computed_tokens(entry.token_chunk_size)
