@@ -2,7 +2,7 @@
 
     parser = Parser(prog="exp.images", description=...)      # arguments: one-line errors, exit code 2
     add_common_arguments(parser, model="dit-nano")           # --model --rate --cv … --out --quick
-    options = parser.parse_args()
+    options = parser.parse_args()                # and run the rest in exit_code_for(parser, lambda: …)
     axes = {"rate": options.rate, "cv": options.cv, "slo_scale": options.slo_scale}
     settings = sweep(axes, repeats=options.num_dup, seed=options.seed)
     folder = create_run_folder(options.out, options.policy, options.model)      # refuses an existing run
@@ -18,7 +18,18 @@ the progress bar and the printed table.
 Nothing here imports torch, vllm or diffusers, so bad input is refused at once.
 """
 
-from exp.common.arguments import BadInput, Parser, above, add_common_arguments, at_least, check_policy, numbers, whole
+from exp.common.arguments import (
+    BadInput,
+    Parser,
+    RunFailed,
+    above,
+    add_common_arguments,
+    at_least,
+    check_policy,
+    exit_code_for,
+    numbers,
+    whole,
+)
 from exp.common.client import Job
 from exp.common.folder import RunFolder, create_run_folder
 from exp.common.report import Column, goodput_columns
@@ -32,6 +43,7 @@ __all__ = [
     "Column",
     "Job",
     "Parser",
+    "RunFailed",
     "RunFolder",
     "Server",
     "Setting",
@@ -41,6 +53,7 @@ __all__ = [
     "check_policy",
     "create_run_folder",
     "default_rates",
+    "exit_code_for",
     "goodput_columns",
     "numbers",
     "run_settings",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +17,10 @@ Check = Callable[[float], str | None]
 
 class BadInput(ValueError):
     """Something the user gave that cannot work; the message says what, and what would."""
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on, through no fault of the input; the message says why."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -138,11 +143,14 @@ def parse_goodput(items: Sequence[str]) -> dict[str, float]:
 
 
 def exit_code_for(parser: argparse.ArgumentParser, main: Callable[[], int]) -> int:
-    """Run `main`; BadInput becomes one line and exit code 2, Ctrl-C exit code 130."""
+    """Run `main`; BadInput becomes one line and exit code 2, RunFailed one and 1, Ctrl-C exit code 130."""
     try:
         return main()
     except BadInput as error:
         parser.error(str(error))
+    except RunFailed as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ class RunFolder:
     def write_lines(self, name: str, lines: Sequence[str]) -> None:
         """Write a text file of these lines."""
         (self.path / name).write_text("".join(line + "\n" for line in lines))
+
+    def write_error(self, error: BaseException) -> Path:
+        """Keep the trace of an unexpected error, if there is room for it; returns where."""
+        with contextlib.suppress(OSError):
+            (self.path / "error.txt").write_text("".join(traceback.format_exception(error)))
+        return self.path / "error.txt"
 
     def flush(self) -> None:
         """Put the records so far on disk."""

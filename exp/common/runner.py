@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -186,9 +184,7 @@ def _report(error: Exception, setting: Setting, folder: RunFolder) -> int:
     elif isinstance(error, ClientDied):
         what = str(error)
     else:
-        what = f"the engine failed: {type(error).__name__}: {error}; see {folder.path / 'error.txt'}"
-        with contextlib.suppress(OSError):
-            folder.write_lines("error.txt", ["".join(traceback.format_exception(error))])
+        what = f"the engine failed: {type(error).__name__}: {error}; see {folder.write_error(error)}"
     folder.give_up()
     print(f"stopped at {setting}: {what}", file=sys.stderr)
     return 1
