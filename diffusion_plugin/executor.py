@@ -54,25 +54,30 @@ class DiffusionExecutor:
         return StepResult(failed)
 
     def _run(self, module: str, jobs: Sequence[Job], failed: dict[str, str]) -> None:
+        """Run the batch, in parts where the module's cap is smaller or has to become so."""
+        waiting = list(jobs)
+        while waiting:
+            size = min(len(waiting), self.max_batch[module])
+            reason, is_memory = self._try(module, waiting[:size])
+            if is_memory and size > 1:
+                self.max_batch[module] = size // 2
+                continue
+            if reason is not None:
+                failed.update((job.request.request_id, reason) for job in waiting[:size])
+            waiting = waiting[size:]
+
+    def _try(self, module: str, jobs: Sequence[Job]) -> tuple[str | None, bool]:
+        """Run one batch; returns why it failed, if it did, and whether that was for want of memory."""
         try:
             self._step(module, jobs)
-            return
+            return None, False
         except Exception as error:
             reason = f"{module}: {type(error).__name__}: {error}"
             is_memory = out_of_memory(error)
         # The traceback is gone here, and with it the references to the failed step's tensors.
-        if not is_memory:
-            failed.update((job.request.request_id, reason) for job in jobs)
-            return
-        if self.pipeline.device.type == "cuda":
+        if is_memory and self.pipeline.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(jobs) == 1:
-            failed[jobs[0].request.request_id] = reason
-            return
-        cap = max(1, min(len(jobs), self.max_batch[module]) // 2)
-        self.max_batch[module] = min(self.max_batch[module], cap)
-        for first in range(0, len(jobs), cap):
-            self._run(module, jobs[first : first + cap], failed)
+        return reason, is_memory
 
     def _step(self, module: str, jobs: Sequence[Job]) -> None:
         state = self.state

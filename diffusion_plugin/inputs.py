@@ -57,8 +57,8 @@ def _open(source: Any, what: str) -> Image.Image:
         raise ValueError(f"{what} must be a path, a PIL image or a tensor, got {type(source).__name__}")
     try:
         with Image.open(source) as picture:
-            picture.load()
-            return picture.copy()
+            opened: Image.Image = picture.copy()
+            return opened
     except FileNotFoundError as error:
         raise ValueError(f"{what} {str(source)!r} cannot be read: no such file") from error
     except UnidentifiedImageError as error:
