@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,16 @@ class LlmServer:
     Payloads are `(prompt_token_ids, max_tokens)`.
     """
 
-    def __init__(self, engine: Any, ledger: Ledger, slo: Mapping[str, float] | None, on_step: OnStep) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        ledger: Ledger,
+        slo: Mapping[str, float] | None,
+        on_step: OnStep,
+        params: Callable[[int], Any] = sampling,
+    ) -> None:
         self.engine = engine
+        self.params = params
         self.ledger = ledger
         self.slo = slo
         self.on_step = on_step
@@ -88,7 +96,7 @@ class LlmServer:
         self.ledger.add(request_id, arrival, len(prompt))
         inputs = {"prompt_token_ids": prompt}
         options = {} if self.slo is None else {"slo": dict(self.slo)}
-        self.engine.add_request(request_id, inputs, sampling(max_tokens), arrival_time=arrival, **options)
+        self.engine.add_request(request_id, inputs, self.params(max_tokens), arrival_time=arrival, **options)
 
     def step(self) -> list[Request]:
         try:

@@ -1,0 +1,97 @@
+"""The LLM bench on a fake engine: N requests in, N accounted for, with a policy and without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exp_fakes import send_signal
+from fake_vllm import TABLE, FakeVllm
+
+from exp.common import Setting, create_run_folder, goodput_columns, run_settings, sweep
+from exp.common.runner import OnStep
+from exp.llm.bench import LlmBench
+from exp.llm.engine import LlmServer
+from exp.llm.prompts import Prompts
+
+AXES = {"rate": (400.0,), "cv": (1.0,), "pslo": (3.0,), "dslo": (1.5,)}
+HEADER = {"policy": "neustream", "model": "opt-125m", "taken_at": "engine"}
+
+
+class FakedBench(LlmBench):
+    """The bench, but for vLLM's own sampling parameters."""
+
+    def server(self, setting: Setting, on_step: OnStep) -> LlmServer:
+        server = super().server(setting, on_step)
+        server.params = lambda max_tokens: max_tokens
+        return server
+
+
+def bench(engine: FakeVllm, policy: str = "neustream", num_requests: int = 20) -> FakedBench:
+    return FakedBench(
+        engine, TABLE, Prompts(1000), policy=policy, num_requests=num_requests, max_tokens=4, absolute_slo=None
+    )
+
+
+def run(faked: FakedBench, tmp_path: Path) -> tuple[int, Any, list[Any]]:
+    settings = sweep(AXES)
+    with create_run_folder(str(tmp_path / "run"), "p", "m") as folder:
+        columns = goodput_columns(list(AXES))
+        code = run_settings(faked, settings, folder, HEADER, best_by="token_goodput", columns=columns)
+    ended = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
+    return code, json.loads((tmp_path / "run" / "summary.json").read_text())["settings"][0], ended
+
+
+def test_two_hundred_in_two_hundred_accounted_for(tmp_path: Path) -> None:
+    engine = FakeVllm(reject={"0-3", "0-7"}, seconds=0.0)
+    code, row, ended = run(bench(engine, num_requests=200), tmp_path)
+    assert code == 0
+    assert sorted(line["id"] for line in ended) == sorted(f"0-{i}" for i in range(200))
+    assert [line["id"] for line in ended if line["outcome"] == "rejected"] == ["0-3", "0-7"]
+    assert row["requests"] == 200
+    assert row["units"] == 198 * 4
+    assert engine.live == {}
+
+
+def test_a_policys_engine_gets_the_slo_and_stock_vllm_does_not(tmp_path: Path) -> None:
+    for policy, slo in (("neustream", {"pslo": 3.0, "dslo": 1.5}), ("vllm", None)):
+        engine = FakeVllm()
+        _, row, _ = run(bench(engine, policy, num_requests=3), tmp_path / policy)
+        assert [options.get("slo") for options in engine.added.values()] == [slo] * 3
+        assert row["good"] == 3
+
+
+def test_every_policy_is_sent_the_same_requests() -> None:
+    setting = sweep(AXES)[0]
+    jobs = bench(FakeVllm()).jobs(setting)
+    assert jobs == bench(FakeVllm(), "vllm").jobs(setting)
+    assert [job.offset for job in jobs] == sorted(job.offset for job in jobs)
+    assert jobs != bench(FakeVllm()).jobs(sweep(AXES, seed=1)[0])
+
+
+def test_arrivals_are_scaled_by_the_rate_and_prompts_are_the_same() -> None:
+    slow, fast = sweep({**AXES, "rate": (1.0, 2.0)})
+    pairs = list(zip(bench(FakeVllm()).jobs(slow), bench(FakeVllm()).jobs(fast), strict=True))
+    assert [one.payload for one, _ in pairs] == [other.payload for _, other in pairs]
+    assert [one.offset for one, _ in pairs] == pytest.approx([2 * other.offset for _, other in pairs])
+
+
+def test_an_interrupt_frees_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeVllm()
+    original = engine.step
+
+    def step() -> list[Any]:
+        if len(engine.added) > 5:
+            send_signal()
+        return original()
+
+    monkeypatch.setattr(engine, "step", step)
+    code, row, ended = run(bench(engine, num_requests=100), tmp_path)
+    assert code == 130
+    assert len(engine.added) < 100
+    assert engine.live == {}
+    assert sorted(line["id"] for line in ended) == sorted(engine.added)
+    assert [line["id"] for line in ended if line["outcome"] == "aborted"] == engine.aborted
+    assert row["complete"] is False

@@ -1,0 +1,104 @@
+"""Bad input is refused with one line and exit code 2, before any model is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_vllm import TABLE
+
+from exp.llm import config
+from exp.llm.table import pace_scale
+from neustream.tables import save_table, table_to_json
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a good table, a damaged one, one of another model, and a file where a folder should be."""
+    folder = tmp_path_factory.mktemp("input")
+    save_table(TABLE, folder / "good.json")
+    data = table_to_json(TABLE)
+    (folder / "damaged.json").write_text(json.dumps(data)[:100])
+    (folder / "other.json").write_text(json.dumps(data | {"model": "opt-13b"}))
+    (folder / "image.json").write_text(
+        json.dumps(data | {"modules": {"denoise": {"kind": "batch", "batch": [1], "seconds": [0.1]}}})
+    )
+    (folder / "run").mkdir()
+    (folder / "run" / "kept").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--model gpt-5", "unknown model 'gpt-5'; there are opt-125m"),
+        ("--policy best", "unknown policy 'best'; there are vllm, "),
+        ("--policy clockwork", "unknown policy 'clockwork'"),
+        ("--rate 0", "--rate: must be above 0, got 0"),
+        ("--rate 1,-2", "--rate: must be above 0, got -2"),
+        ("--rate nan", "--rate: must be above 0, got nan"),
+        ("--cv 0", "--cv: must be above 0, got 0"),
+        ("--pslo 0.9", "--pslo: must be at least 1, got 0.9"),
+        ("--dslo 0.5", "--dslo: must be at least 1, got 0.5"),
+        ("--requests 0", "--requests: must be at least 1, got 0"),
+        ("--max-tokens 0", "--max-tokens: must be at least 1, got 0"),
+        ("--max-tokens 1700", "--max-tokens may be at most 1648"),
+        ("--goodput ttft:0", "--goodput takes ttft:MS"),
+        ("--goodput ttft:100 --dslo 2", "give it or --pslo and --dslo, not both"),
+        ("--device tpu", "unknown device 'tpu'; there are cpu, cuda"),
+        ("--dataset FILES/none.json", "none.json: cannot be read (No such file or directory)"),
+        ("--table FILES/none.json", "none.json: cannot be read"),
+        ("--table FILES/damaged.json", "damaged.json: is not JSON"),
+        ("--table FILES/other.json", "other.json: model is 'opt-13b', expected 'opt-125m'"),
+        ("--table FILES/image.json", "has modules denoise; an LLM's has prefill and decode"),
+        ("--table FILES/good.json --dtype bfloat16", "dtype is float32, but --dtype is bfloat16"),
+        ("--table FILES/good.json --out FILES/good.json/run", "cannot write the output folder"),
+        ("--table FILES/good.json --out FILES/run", "exists and is not empty"),
+        ("--nonsense", "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_is_refused_in_one_line(flags: str, message: str, files: Path) -> None:
+    result = python("-m", "exp.llm", *flags.replace("FILES", str(files)).split())
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("exp.llm: ")
+    assert message in line
+    assert result.stdout == ""
+
+
+def test_checking_imports_no_framework() -> None:
+    heavy = "{'torch', 'vllm', 'transformers', 'diffusers'}"
+    result = python("-c", f"import sys, exp.llm.__main__; sys.exit(bool({heavy} & set(sys.modules)))")
+    assert result.returncode == 0, result.stderr
+
+
+def test_scripts_pass_their_flags_on_and_name_their_policy() -> None:
+    for script, policy in (("neurun.sh", "neustream"), ("vllmrun.sh", "vllm")):
+        text = (ROOT / "exp" / script).read_text()
+        assert f'-m exp.llm --policy {policy} "$@"' in text
+        assert subprocess.run(["bash", "-n", ROOT / "exp" / script]).returncode == 0
+
+
+def test_an_absolute_slo_replaces_the_scales() -> None:
+    options = config.make_parser().parse_args(["--goodput", "ttft:200", "tpot:50", "--device", "cpu"])
+    config.check_options(options)
+    assert options.absolute_slo == {"ttft_ms": 200, "tpot_ms": 50}
+    assert config.sweep_axes(options, (1.0,)) == {"rate": (1.0,), "cv": (1.0,)}
+    assert pace_scale(TABLE, options.absolute_slo, 1.5, context=100) == pytest.approx(2.5)
+    assert pace_scale(TABLE, {"ttft_ms": 200.0}, 1.5, context=100) == 1.5
+    assert pace_scale(TABLE, None, 2.0, context=100) == 2.0
+
+
+def test_the_number_of_requests_follows_from_the_capacity_on_a_cpu() -> None:
+    options = config.make_parser().parse_args(["--device", "cpu"])
+    counts = [config.default_requests(options, capacity) for capacity in (0.01, 1.0, 2.0, 1000.0)]
+    assert counts == [30, 44, 88, 500]
