@@ -75,7 +75,7 @@ def format_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     lines = [[column.heading for column in columns], *cells]
     shown = [i for i in range(len(columns)) if any(line[i] for line in lines)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join("  ".join(line[i].rjust(widths[i]) for i in shown) for line in lines)
+    return "\n".join("  ".join(line[i].rjust(widths[i]) for i in shown).rstrip() for line in lines)
 
 
 def log_line(row: Row, axes: Sequence[str], fixed: Mapping[str, Any]) -> str:

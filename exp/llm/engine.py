@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,28 +21,31 @@ WARM_UP_BATCHES = (1, 4)
 def load_engine(model: Model, *, policy: str | None, table: Path, dtype: str, tensor_parallel: int, seed: int) -> Any:
     """An LLMEngine that serves the model; with `policy` None it schedules as stock vLLM does."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Without a tokenizer vLLM warns at every request, which would tear the progress bar apart.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from vllm import EngineArgs, LLMEngine
 
     if not hasattr(EngineArgs, "step_policy"):
         raise RunFailed("this vLLM is not patched: run `bash install.sh`, or `python -m vllm_patch apply`")
-    logging.getLogger("vllm").setLevel(logging.WARNING)
     policy_options: dict[str, Any] = {}
     if policy is not None:
         config = {"policy": policy, "table": str(table)}
         policy_options = {"step_policy": FACTORY, "step_policy_config": config}
-    return LLMEngine.from_engine_args(
-        EngineArgs(
-            model=str(model.engine_folder()),
-            load_format="auto" if model.has_weights else "dummy",
-            skip_tokenizer_init=True,
-            dtype=dtype,
-            tensor_parallel_size=tensor_parallel,
-            seed=seed,
-            disable_log_stats=True,
-            **policy_options,
+    with model.engine_folder() as folder:
+        return LLMEngine.from_engine_args(
+            EngineArgs(
+                model=str(folder),
+                load_format="auto" if model.has_weights else "dummy",
+                skip_tokenizer_init=True,
+                dtype=dtype,
+                tensor_parallel_size=tensor_parallel,
+                seed=seed,
+                disable_log_stats=True,
+                **policy_options,
+            )
         )
-    )
 
 
 def sampling(max_tokens: int) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +38,16 @@ class Model:
         names = ("tokenizer.json", "tokenizer.model", "vocab.json")
         return self.folder is not None and any((self.folder / name).exists() for name in names)
 
-    def engine_folder(self) -> Path:
-        """A folder with the model's `config.json`, as vLLM wants it: its own, or a temporary one."""
+    @contextmanager
+    def engine_folder(self) -> Iterator[Path]:
+        """A folder with the model's `config.json`, for as long as vLLM loads it: its own, or a temporary one."""
         if self.folder is not None:
-            return self.folder
+            yield self.folder
+            return
         assert self.shape is not None
-        folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
-        (folder / "config.json").write_text(json.dumps(opt_config(self.shape)))
-        return folder
+        with tempfile.TemporaryDirectory(prefix=f"{self.name}-") as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(opt_config(self.shape)))
+            yield Path(folder)
 
 
 def opt_config(shape: OptShape) -> dict[str, Any]:
