@@ -1,27 +1,32 @@
-"""The same requests through the fake executor, the simulator and vLLM's scheduler give the same plans."""
+"""The same requests through the fake executor, the simulator and vLLM's scheduler: the same steps at the same times."""
 
 from __future__ import annotations
 
 import importlib
-import time
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from neusim.sim import Device, StepTrace, simulate
-from neustream import POLICIES, LatencyTable, Limits, Request, Shape, Streams, make_policy, parse_slo, save_table
+from neusim.sim import Device, simulate
+from neustream import POLICIES, LatencyTable, Limits, Request, ScaleSlo, make_policy, save_table
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
-from neustream.loop import StepLoop
-from neustream.testing import FakeExecutor, VirtualClock, drive
-from neustream.workload import gamma_arrivals, llm_route, pipeline_route, prompt_lengths, step_counts
+from neustream.policies.base import DECODE, PREFILL, shape_of
+from neustream.request import OnMiss
+from neustream.testing import VirtualClock, drive, fake_loop
+from neustream.workload import gamma_arrivals, llm_route, pipeline_route, step_counts
 
 Trace = list[tuple[float, str, list[str]]]
-SEATS, TOKENS = 32, 256
+Ends = dict[str, tuple[str, int, int]]
+MAX_SEQS, MAX_TOKENS, BLOCK = 8, 128, 4
 LLM = LatencyTable(
     "opt-hand",
     "paper",
-    {"prefill": TokensLatency((0.02, 0.001, 0.0)), "decode": ContextLatency((0.03, 1e-5), (1, 16), (0.03, 0.05))},
+    {"prefill": TokensLatency((0.01, 0.0002, 0.0)), "decode": ContextLatency((0.01, 1e-6), (1, 8), (0.01, 0.014))},
 )
 LOOP = LatencyTable(
     "dit-hand",
@@ -31,119 +36,152 @@ LOOP = LatencyTable(
         "vae": BatchLatency((1, 2), (0.05, 0.1)),
     },
 )
-SLO = {"pslo": 4.0, "dslo": 1.5}
 
 
-class Fixed:
-    """A workload whose requests are these."""
+@dataclass(frozen=True)
+class Job:
+    """One prompt of the scenario."""
 
-    def __init__(self, make: Any) -> None:
-        self.make = make
-        self.num_requests = len(make())
+    name: str
+    arrival: float
+    length: int
+    max_tokens: int
+    slo: ScaleSlo
+    on_miss: OnMiss
 
-    def requests(self, table: LatencyTable) -> Any:
-        return iter(self.make())
-
-
-def prompts() -> list[Request]:
-    """Forty prompts at about twice what the table can serve on time."""
-    arrivals, lengths, route = gamma_arrivals(8.0, 1.0, 40, 0), prompt_lengths(40, 0), llm_route(12)
-    sizes = [min(int(length), 200) for length in lengths]
-    slo = parse_slo(SLO)
-    return [
-        Request(str(i), float(a), slo.bind(float(a), route, n, LLM), route, n)
-        for i, (a, n) in enumerate(zip(arrivals, sizes, strict=True))
-    ]
+    def request(self) -> Request:
+        route = llm_route(self.max_tokens)
+        deadlines = self.slo.bind(self.arrival, route, self.length, LLM)
+        return Request(self.name, self.arrival, deadlines, route, self.length, on_miss=self.on_miss)
 
 
-def images() -> list[Request]:
-    arrivals, counts = gamma_arrivals(3.0, 1.0, 30, 0), step_counts(3, 9, 30)
+def jobs(seed: int) -> list[Job]:
+    """60 prompts, arriving faster than the table lets them be served."""
+    rng = random.Random(seed)
+    arrival = 0.0
+    made = []
+    for i in range(60):
+        arrival += rng.expovariate(60.0)
+        on_miss: OnMiss = "demote" if i % 7 == 0 else "reject"
+        slo = ScaleSlo(rng.choice([2.0, 4.0, 8.0]), rng.choice([1.2, 2.0]))
+        made.append(Job(f"r{i:02d}", arrival, rng.randint(5, 60), rng.randint(2, 20), slo, on_miss))
+    return made
+
+
+def images(seed: int) -> list[Request]:
+    arrivals, counts = gamma_arrivals(3.0, 1.0, 30, seed), step_counts(3, 9, 30)
     requests = []
     for i, (arrival, count) in enumerate(zip(arrivals, counts, strict=True)):
         route = pipeline_route(LOOP.modules, int(count))
-        deadlines = parse_slo({"slo_scale": 2.5}).bind(float(arrival), route, 1, LOOP)
-        requests.append(Request(str(i), float(arrival), deadlines, route))
+        deadlines = ScaleSlo(2.5).bind(float(arrival), route, 1, LOOP)
+        requests.append(Request(f"r{i:02d}", float(arrival), deadlines, route))
     return requests
 
 
-def through_fake_executor(name: str, table: LatencyTable, requests: list[Request], limits: Limits) -> Trace:
-    clock = VirtualClock()
-    executor = FakeExecutor(table, clock, limits)
-    loop = StepLoop(make_policy(name, table), Streams(table.modules), executor, clock, lambda request: None)
-    return drive(loop, clock, requests)
+@dataclass(frozen=True)
+class Fixed:
+    """A workload of these requests."""
+
+    made: list[Request]
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.made)
+
+    def requests(self, table: LatencyTable) -> Iterator[Request]:
+        return iter(self.made)
 
 
-def through_simulator(name: str, table: LatencyTable, make: Any) -> Trace:
-    device = Device(max_num_seqs=SEATS, max_num_batched_tokens=TOKENS)
-    steps: tuple[StepTrace, ...] = simulate(table, name, Fixed(make), device, keep_steps=True).steps
-    return [(round(step.start, 9), step.module, list(step.batch)) for step in steps]
+def through_core(policy: str, table: LatencyTable, requests: list[Request]) -> tuple[Trace, Ends]:
+    ended: list[Request] = []
+    limits = Limits(max_resident=MAX_SEQS, max_work=MAX_TOKENS, free_blocks=9999, block_size=BLOCK)
+    loop, clock = fake_loop(make_policy(policy, table), table, ended.append, limits)
+    return ordered(drive(loop, clock, requests)), ends(ended)
 
 
-def through_vllm(name: str, monkeypatch: pytest.MonkeyPatch, table_file: Path) -> Trace:
-    """vLLM's own scheduler around the adapter, with every clock replaced and a step's seconds from the table."""
+def through_simulator(policy: str, table: LatencyTable, requests: list[Request]) -> tuple[Trace, Ends]:
+    device = Device(max_num_seqs=MAX_SEQS, max_num_batched_tokens=MAX_TOKENS)
+    ended: list[Request] = []
+    result = simulate(table, policy, Fixed(requests), device, keep_steps=True, on_end=ended.append)
+    return ordered([(step.start, step.module, list(step.batch)) for step in result.steps]), ends(ended)
+
+
+def through_vllm(policy: str, work: list[Job], monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[Trace, Ends]:
+    """vLLM's own scheduler around the adapter; its clocks are replaced, and a step takes the table's seconds."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "vllm_patch"))
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
     harness = importlib.import_module("vllm_harness")
+    assert harness.BLOCK == BLOCK
     clock = VirtualClock()
-    monkeypatch.setattr(time, "time", clock)
-    monkeypatch.setattr(time, "perf_counter", clock)
-    config = {"policy": name, "table": str(table_file), "slo": SLO}
+    table_path = folder / "table.json"
+    save_table(LLM, table_path)
+    for module in ("vllm.core.scheduler", "vllm.core.step_policy"):
+        monkeypatch.setattr(f"{module}.time", SimpleNamespace(time=clock, perf_counter=clock))
+    config = {"policy": policy, "table": str(table_path)}
     bench = harness.Bench(
-        factory="vllm_patch.factory:build", config=config, blocks=4000, max_seqs=SEATS, max_tokens=TOKENS
+        factory="vllm_patch.factory:build",
+        config=config,
+        max_seqs=MAX_SEQS,
+        max_tokens=MAX_TOKENS,
+        blocks=10000,
     )
-    schedule = bench.scheduler.schedule
+    bench.clock = clock
+    kind = PREFILL
 
-    def timed_schedule() -> Any:
-        metadata, outputs = schedule()
-        lengths = [entry.seq_group.seqs[0].get_len() for entry in outputs.scheduled_seq_groups]
-        if outputs.num_prefill_groups:
-            shape = Shape(len(lengths), sum(lengths), sum(n * n for n in lengths), sum(lengths))
-            clock.now += LLM["prefill"].predict(shape)
-        elif lengths:
-            clock.now += LLM["decode"].predict(Shape(len(lengths), 0, 0, sum(lengths)))
-        return metadata, outputs
+    def execute(batch: list[Any]) -> None:
+        nonlocal kind
+        if batch:
+            kind = PREFILL if batch[0].is_prefill() else DECODE
+            clock.now += LLM[kind].predict(shape_of(group.policy_state for group in batch))
 
-    bench.scheduler.schedule = timed_schedule
+    bench.execute = execute
+    ended: list[Request] = []
+    assert bench.scheduler.step_policy is not None
+    bench.scheduler.step_policy.policy.on_end = ended.append
     trace: Trace = []
-    pending = prompts()
-    while pending or bench.scheduler.has_unfinished_seqs():
-        while pending and pending[0].arrival <= clock.now:
-            request = pending.pop(0)
-            bench.add(request.request_id, request.size, 12, ago=clock.now - request.arrival)
+    left = list(work)
+    while left or bench.scheduler.has_unfinished_seqs():
+        while left and left[0].arrival <= clock.now:
+            job = left.pop(0)
+            slo = {"pslo": job.slo.first, "dslo": job.slo.rest, "on_miss": job.on_miss}
+            bench.add(job.name, job.length, job.max_tokens, slo=slo, ago=clock.now - job.arrival)
         start = clock.now
-        if bench.scheduler.has_unfinished_seqs():
-            kind, ids = bench.step()
-            if ids:
-                trace.append((round(start, 9), kind, ids))
-                continue
-        if not bench.scheduler.has_unfinished_seqs() and pending:
-            clock.now = max(clock.now, pending[0].arrival)
+        _, ids = bench.step()
+        if ids:
+            trace.append((round(start, 9), kind, ids))
+        elif left and not bench.scheduler.has_unfinished_seqs():
+            clock.now = max(clock.now, left[0].arrival)
     assert bench.num_errors == 0
-    return trace
+    return ordered(trace), ends(ended)
 
 
-def same(trace: Trace) -> Trace:
-    """Batches as sets: drivers may list the members of a batch in another order."""
-    return [(round(start, 6), module, sorted(ids, key=int)) for start, module, ids in trace]
+def ordered(trace: Trace) -> Trace:
+    """Drivers may list the members of a batch in any order."""
+    return [(round(start, 9), module, sorted(ids)) for start, module, ids in trace]
 
 
-VLLM_POLICIES = [name for name, entry in POLICIES.items() if entry.llm and name != "chunked"]
+def ends(requests: list[Request]) -> Ends:
+    return {r.request_id: (str(r.outcome), r.units, r.units_on_time) for r in requests}
 
 
-@pytest.mark.parametrize("name", VLLM_POLICIES)
+@pytest.mark.parametrize("policy", [name for name, entry in POLICIES.items() if entry.llm and name != "chunked"])
+@pytest.mark.parametrize("seed", range(3))
 def test_prompts_are_planned_alike_by_fake_executor_simulator_and_vllm(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    policy: str, seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    limits = Limits(max_resident=SEATS, max_work=TOKENS)
-    expected = same(through_fake_executor(name, LLM, prompts(), limits))
-    assert {module for _, module, _ in expected} == {"prefill", "decode"}
-    assert same(through_simulator(name, LLM, prompts)) == expected
-    save_table(LLM, tmp_path / "table.json")
-    assert same(through_vllm(name, monkeypatch, tmp_path / "table.json")) == expected
+    work = jobs(seed)
+    expected, expected_ends = through_core(policy, LLM, [job.request() for job in work])
+    assert {module for _, module, _ in expected} == {PREFILL, DECODE}
+    assert len(expected_ends) == len(work)
+    assert ("rejected" in {outcome for outcome, _, _ in expected_ends.values()}) == (policy != "fcfs")
+    assert through_simulator(policy, LLM, [job.request() for job in work]) == (expected, expected_ends)
+    assert through_vllm(policy, work, monkeypatch, tmp_path) == (expected, expected_ends)
 
 
-@pytest.mark.parametrize("name", [name for name, entry in POLICIES.items() if entry.loop])
-def test_images_are_planned_alike_by_fake_executor_and_simulator(name: str) -> None:
-    expected = same(through_fake_executor(name, LOOP, images(), Limits()))
+@pytest.mark.parametrize("policy", [name for name, entry in POLICIES.items() if entry.loop])
+@pytest.mark.parametrize("seed", range(3))
+def test_images_are_planned_alike_by_fake_executor_and_simulator(policy: str, seed: int) -> None:
+    expected, expected_ends = through_core(policy, LOOP, images(seed))
     assert {module for _, module, _ in expected} == {"denoise", "vae"}
-    assert same(through_simulator(name, LOOP, images)) == expected
+    assert len(expected_ends) == 30
+    assert through_simulator(policy, LOOP, images(seed)) == (expected, expected_ends)
