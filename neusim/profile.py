@@ -51,8 +51,8 @@ def profile_model(model: str, **options: Any) -> Path:
     """Measure `model`, print the fit, write the table; returns its path.
 
     `options` are those of `neusim.profiling.settings.make_settings`. Raises SettingsError for bad input,
-    before anything heavy; what was measured survives an interruption. An engine stays loaded in the process
-    that calls this: to keep it clean use `neusim.profiling.ensure`.
+    before anything heavy; what was measured survives an interruption. The engine stays loaded in the process that
+    calls this; to keep that clean, run this file in one of its own.
     """
     settings, target = make_settings(model, **options)
     start = time.monotonic()
@@ -65,7 +65,10 @@ def profile_model(model: str, **options: Any) -> Path:
 
 
 def print_fit(table: LatencyTable) -> None:
-    """One line per module: R² on the points fitted, errors on the points held out."""
+    """One line per module (R² on fitted points, errors on held-out ones), and a warning if the machine was busy."""
+    if disturbed := table.info.get("disturbed"):
+        busy = f"other work kept this machine busy, and {disturbed:.0%} of the points were never timed undisturbed"
+        print(f"warning: {busy}; profile again when it is idle")
     for module, fit in table.info.get("fit", {}).items():
         unseen = "none held out"
         if fit["held_out"]:

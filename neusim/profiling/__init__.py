@@ -7,6 +7,7 @@
 | `measure` | time points in interleaved passes; resume |
 | `partial` | keep what was measured until the table is written |
 | `fit` | latency models from points, and how good they are |
+| `layers` | from two depths to the full one |
+| `calm` | which visits to believe on a busy machine |
 | `opt`, `points`, `memory`, `engine`, `llm` | language models, on vLLM |
-| `ensure` | the table of a model, profiled in a child process if there is none |
 """

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from statistics import median
+from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
 P = TypeVar("P", bound=Hashable)
@@ -21,18 +20,7 @@ def to_full_depth(shallow: float, deep: float, layers: tuple[int, int], num_laye
 
 
 def extrapolate(
-    shallow: Mapping[P, Sequence[float]],
-    deep: Mapping[P, Sequence[float]],
-    layers: tuple[int, int],
-    num_layers: int,
+    shallow: Mapping[P, float], deep: Mapping[P, float], layers: tuple[int, int], num_layers: int
 ) -> dict[P, float]:
-    """Seconds of each point at the full depth: the median over its pairs of visits.
-
-    Visit i of one depth was made right beside visit i of the other, so whatever slowed the machine down for a
-    while is in both.
-    """
-    result = {}
-    for point, seconds in shallow.items():
-        pairs = zip(seconds, deep[point], strict=False)
-        result[point] = median([to_full_depth(a, b, layers, num_layers) for a, b in pairs])
-    return result
+    """Seconds of each point at the full depth, from those at the two depths `layers`."""
+    return {point: to_full_depth(seconds, deep[point], layers, num_layers) for point, seconds in shallow.items()}

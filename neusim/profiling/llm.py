@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
@@ -10,7 +9,7 @@ from neusim.devices import cpu_flags, free_gpu_bytes
 from neusim.profiling.engine import EngineTimer, load_engine, num_threads, versions
 from neusim.profiling.fit import fit_decode, fit_prefill
 from neusim.profiling.layers import extrapolate
-from neusim.profiling.measure import measure, medians, spread
+from neusim.profiling.measure import Visits, disturbed, measure, medians, spread
 from neusim.profiling.memory import MemoryPlan, TooLarge, free_ram, plan_memory
 from neusim.profiling.opt import OptModel, load, names
 from neusim.profiling.partial import Partial, partial_path
@@ -108,15 +107,15 @@ def _table(
     dtype: str,
     plan: MemoryPlan,
     points: list[Point],
-    visits: Mapping[Point, list[float]],
+    visits: Visits[Point],
 ) -> LatencyTable:
-    found = dict(visits)
-    noise = spread(found)
-    if plan.layers is None:
-        seconds = {point: medians(found)[point.at(model.num_layers)] for point in points}
-    else:
-        shallow, deep = ({point: found[point.at(depth)] for point in points} for depth in plan.layers)
-        seconds = extrapolate(shallow, deep, plan.layers, model.num_layers)
+    noise = spread(visits)
+    measured = medians(visits)
+    depths = plan.layers or (model.num_layers,)
+    by_depth = [{point: measured[point.at(depth)] for point in points} for depth in depths]
+    seconds = by_depth[0]
+    if plan.layers:
+        seconds = extrapolate(by_depth[0], by_depth[1], plan.layers, model.num_layers)
 
     def of(module: str, held_out: bool) -> dict[Shape, float]:
         chosen = (point for point in points if (point.module, point.held_out) == (module, held_out))
@@ -132,6 +131,7 @@ def _table(
         "threads": num_threads(settings.device),
         "max_prefill_tokens": STEP_TOKENS,
         "spread": round(noise, 4),
+        "disturbed": round(disturbed(visits), 4),
         "fit": {"prefill": prefill_report, "decode": decode_report},
     }
     if plan.layers:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from neusim.profiling.calm import Visit
+
 SAVE_EVERY = 2.0
 """Seconds between two writes of the file; what came since the last one is written when measuring stops."""
 
@@ -31,9 +33,9 @@ class Partial:
         """Visits kept so far."""
         return sum(len(visits) for visits in self.visits.values())
 
-    def add(self, key: str, seconds: float) -> None:
+    def add(self, key: str, visit: Visit) -> None:
         """Keep one visit of a point."""
-        self.visits.setdefault(key, []).append(seconds)
+        self.visits.setdefault(key, []).append(visit)
         if time.monotonic() - self._saved_at > SAVE_EVERY:
             self.save()
 
@@ -49,12 +51,12 @@ class Partial:
         """Remove the file; the table that was made of it is written."""
         self.path.unlink(missing_ok=True)
 
-    def _load(self) -> dict[str, list[float]]:
+    def _load(self) -> dict[str, list[Visit]]:
         try:
             data = json.loads(self.path.read_text())
             if data["settings"] != self.settings:
                 return {}
-            return {str(key): [float(s) for s in visits] for key, visits in data["visits"].items()}
+            return {str(key): [Visit(float(s), float(w)) for s, w in visits] for key, visits in data["visits"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 

@@ -71,7 +71,8 @@ class Point:
 def llm_points(*, quick: bool, max_len: int, max_tokens: int = CONTEXT_TOKENS) -> list[Point]:
     """The points of a grid: those whose sequences stay within `max_len` and whose Σ context within `max_tokens`.
 
-    Smallest first, so that a run that was started by mistake shows what it does soon.
+    Decodes first, and the largest first: the allocator keeps what they needed, and later steps find it as in a
+    server that has been running for a while.
     """
     prefill = [(length,) * batch for batch, length in (QUICK_PREFILL if quick else FULL_PREFILL)]
     batches, contexts = (QUICK_BATCHES, QUICK_CONTEXTS) if quick else (FULL_BATCHES, FULL_CONTEXTS)
@@ -80,4 +81,8 @@ def llm_points(*, quick: bool, max_len: int, max_tokens: int = CONTEXT_TOKENS) -
     points += [Point("decode", (context,) * batch) for context in contexts for batch in batches]
     points += [Point("decode", (context,) * batch, held_out=True) for batch, context in UNSEEN_DECODE]
     fitting = [p for p in points if max(p.lengths) <= max_len and sum(p.lengths) <= max_tokens]
-    return sorted(fitting, key=lambda point: (point.module != "prefill", sum(point.lengths), len(point.lengths)))
+
+    def rank(point: Point) -> tuple[str, int, int]:
+        return point.module, -len(point.lengths) if point.module == "decode" else 0, -sum(point.lengths)
+
+    return sorted(fitting, key=rank)

@@ -27,6 +27,8 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+from neusim.profiling import opt
+
 DIFFUSION_PREFIXES = ("dit-", "sd-", "sd15", "palette-")
 
 
@@ -44,8 +46,6 @@ class Target:
 
 def find_target(model: str) -> Target:
     """The profiler of `model`. Raises ValueError, one line, where there is none."""
-    from neusim.profiling import opt
-
     if model.startswith(DIFFUSION_PREFIXES):
         return _diffusion_target(model)
     name = opt.names(model)
