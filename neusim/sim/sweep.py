@@ -113,7 +113,9 @@ def run_bound(sweep: Sweep, point: Point) -> int | None:
     request_bound = find_bound()
     if request_bound is None:
         return None
-    return int(request_bound(list(sweep.workload(point).requests(sweep.table)), sweep.table))
+    requests = list(sweep.workload(point).requests(sweep.table))
+    seats = sweep.device.max_num_seqs if is_llm(sweep.table) else None
+    return int(request_bound(requests, sweep.table, devices=sweep.device.layout, max_batch=seats))
 
 
 def find_bound() -> Callable[..., int] | None:
