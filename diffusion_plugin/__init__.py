@@ -8,15 +8,23 @@
         result.pil().save("image.png")
 
 `serve(pipeline, requests)` is the same for a list of requests that all arrive now.
+
+Names are imported when they are first used: `diffusion_plugin.models` costs no torch.
 """
 
-from diffusion_plugin.build import load_pipeline
-from diffusion_plugin.engine import Engine
-from diffusion_plugin.measure import quick_table
-from diffusion_plugin.models import MODELS, ModelSpec
-from diffusion_plugin.pipelines.base import Pipeline
-from diffusion_plugin.request import ImageRequest, ImageResult
-from diffusion_plugin.server import Handle, Server, serve
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusion_plugin.build import load_pipeline
+    from diffusion_plugin.engine import Engine
+    from diffusion_plugin.measure import quick_table
+    from diffusion_plugin.models import MODELS, ModelSpec
+    from diffusion_plugin.pipelines.base import Pipeline
+    from diffusion_plugin.request import ImageRequest, ImageResult
+    from diffusion_plugin.server import Handle, Server, serve
 
 __all__ = [
     "MODELS",
@@ -31,3 +39,23 @@ __all__ = [
     "quick_table",
     "serve",
 ]
+
+_HOMES = {
+    "MODELS": "models",
+    "Engine": "engine",
+    "Handle": "server",
+    "ImageRequest": "request",
+    "ImageResult": "request",
+    "ModelSpec": "models",
+    "Pipeline": "pipelines.base",
+    "Server": "server",
+    "load_pipeline": "build",
+    "quick_table": "measure",
+    "serve": "server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -61,6 +61,18 @@ def load_pipeline(
     )
 
 
+def set_threads(spec: ModelSpec, device: torch.device | str) -> int:
+    """Choose how many CPU threads this process's steps use; returns the number.
+
+    A nano model's tensors are too small to be worth sharing: a second thread makes its steps slower and less
+    even. Others get PyTorch's default. For programs whose process serves one model; a library call it is not.
+    """
+    if torch.device(device).type == "cpu" and spec.name.endswith("-nano"):
+        torch.set_num_threads(1)
+    threads: int = torch.get_num_threads()
+    return threads
+
+
 def pick_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, or the best there is. Raises ValueError for one that is not there."""
     if device is None:

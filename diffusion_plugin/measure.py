@@ -13,6 +13,7 @@ from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, Job
 from neustream import LatencyTable, Request, StepPlan
 from neustream.latency import BatchLatency
+from neustream.policies.neustream_loop import MAX_BATCH
 from neustream.slo import NO_DEADLINES
 from neustream.workload import LOOP_MODULE, pipeline_route
 
@@ -39,6 +40,7 @@ class ModuleTimer:
         while len(self.jobs) < batch:
             self._add_job()
         stage = self.pipeline.modules.index(module)
+        self.executor.max_batch[module] = MAX_BATCH  # what a larger batch ran into says nothing of this one
         for job in self.jobs[:batch]:
             job.request.stage = stage
         plan = StepPlan(module, tuple(job.request for job in self.jobs[:batch]))
@@ -68,6 +70,16 @@ class ModuleTimer:
         )
         self.executor.add(job)
         self.jobs.append(job)
+
+
+    def warm_up(self, sizes: Sequence[int] = (1, 2, 4, 8, 16)) -> None:
+        """Run every module at these batch sizes, so that costs of first use are paid before any request."""
+        for module in self.pipeline.modules:
+            for size in sizes:
+                try:
+                    self.run(module, size)
+                except MemoryError:
+                    break
 
 
 def quick_table(pipeline: Pipeline, sizes: Sequence[int] = QUICK_SIZES) -> LatencyTable:

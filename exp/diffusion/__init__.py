@@ -1,0 +1,1 @@
+"""Diffusion experiments: image pipelines served step by step, under SLOs; `python -m exp.diffusion --help`."""
