@@ -73,7 +73,7 @@ class Engine:
         """Assert the invariants of the processes' streams and memory."""
         for process in self._processes:
             process.streams.check_integrity()
-            assert not process.streams.outbox
+            assert not process.inbox + process.streams.outbox
             if process.memory is not None:
                 process.memory.check_integrity()
 
@@ -118,7 +118,7 @@ class Engine:
             request.end(now, Outcome.FAILED, "its context does not fit into the KV cache")
             self._finish(process, request)
             return
-        process.streams.add(request)
+        process.inbox.append(request)
         self._ask(process, now)
 
     def _finish(self, process: Process, request: Request) -> None:
@@ -137,7 +137,12 @@ class Engine:
 
     def _plan(self, process: Process, now: float) -> None:
         process.is_plan_due = False
-        if process.step is not None or not len(process.streams):
+        if process.step is not None:
+            return
+        for request in process.inbox:
+            process.streams.add(request)
+        process.inbox.clear()
+        if not len(process.streams):
             return
         limits = process.limits
         if process.memory is not None:
@@ -192,5 +197,5 @@ class Engine:
             self._events.push(now + self.device.handover, Priority.ENTERS, partial(self._enter, request))
         process.streams.outbox.clear()
         if self.on_step is not None:
-            self.on_step(plan, step.started, now, len(process.streams))
+            self.on_step(plan, step.started, now, len(process.streams) + len(process.inbox))
         self._ask(process, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from neusim.sim.memory import KvMemory
 from neustream.plan import Limits, StepPlan
@@ -59,6 +59,8 @@ class Process:
     last_seconds: dict[str, float]
     """How long the last step of each module took; `limits` refers to it."""
     memory: KvMemory | None = None
+    inbox: list[Request] = field(default_factory=list)
+    """Who has come since the step under way was planned: they were not passed over by it."""
     step: RunningStep | None = None
     is_plan_due: bool = False
     """Whether a planning event is queued for this instant already."""

@@ -24,6 +24,8 @@ STEPS = {"dit": (200, 250), "palette": (80, 100), "sd": (30, 51)}
 RATES = {"dit-s-2-256": 2.0, "dit-xl-2-256": 0.4, "palette-256": 0.4, "sd15-256": 1.25, "sd15-512": 0.3}
 H100_RATES = {"sd15-512": 0.8}
 LLM_CV, PIPELINE_CV = 1.0, 2.0
+MAX_BOUNDED = 20_000
+"""Requests beyond which no bound is computed: it needs them all at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,14 @@ class Sweep:
     """Denoising steps lo, hi (hi excluded), of an image pipeline."""
     max_tokens: int = MAX_TOKENS
     has_bound: bool = True
+    """Whether to compute what no schedule could exceed, where that can be done."""
     info: dict[str, Any] = field(default_factory=dict)
     """Goes into every row as it is."""
+
+    @property
+    def can_be_bounded(self) -> bool:
+        """Whether the bound is valid here (steps never beat their table) and affordable."""
+        return self.has_bound and not self.device.jitter and self.num_requests <= MAX_BOUNDED
 
     def workload(self, point: Point) -> Workload:
         """The requests of a point; the same for every policy."""
@@ -109,13 +117,13 @@ def run_policy(sweep: Sweep, point: Point, policy: str) -> dict[str, Any]:
 
 
 def run_bound(sweep: Sweep, point: Point) -> int | None:
-    """Requests that no schedule could exceed at this point; None without `neusim.bound`."""
+    """Requests that no schedule could serve within their SLO at this point; None where it is not known."""
     request_bound = find_bound()
-    if request_bound is None:
+    if request_bound is None or not sweep.can_be_bounded:
         return None
     requests = list(sweep.workload(point).requests(sweep.table))
     seats = sweep.device.max_num_seqs if is_llm(sweep.table) else None
-    return int(request_bound(requests, sweep.table, devices=sweep.device.layout, max_batch=seats))
+    return request_bound(requests, sweep.table, devices=sweep.device.layout, max_batch=seats)
 
 
 def find_bound() -> Callable[..., int] | None:
@@ -154,7 +162,7 @@ def _tasks(sweep: Sweep) -> Iterator[Task]:
     for i in range(len(sweep.points)):
         for j in range(len(sweep.policies)):
             yield i, j
-        if sweep.has_bound:
+        if sweep.can_be_bounded:
             yield i, None
 
 

@@ -1,0 +1,267 @@
+"""Whole traces of the simulator, worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from neusim.sim import Device, Result, simulate
+from neusim.sim.cost import gpu_demand, step_seconds
+from neusim.sim.events import EventQueue, Priority
+from neustream import Chunk, Deadlines, LatencyTable, Limits, Outcome, Request, StepPlan, Streams
+from neustream.latency import BatchLatency, ContextLatency, TokensLatency
+from neustream.plan import IDLE
+from neustream.workload import llm_route, pipeline_route
+
+DIT = LatencyTable(
+    "dit-hand",
+    "paper",
+    {
+        "denoise": BatchLatency((1, 2, 3, 4), (1.0, 1.5, 2.0, 2.5)),
+        "vae": BatchLatency((1, 2), (0.5, 1.0)),
+    },
+)
+OPT = LatencyTable(
+    "opt-hand", "paper", {"prefill": TokensLatency((0.1, 0.01, 0.0)), "decode": ContextLatency((0.1, 0.0))}
+)
+
+
+class Given:
+    """A workload of these requests, made anew for each run."""
+
+    def __init__(self, make: Callable[[], list[Request]]) -> None:
+        self.make = make
+        self.num_requests = len(make())
+
+    def requests(self, table: LatencyTable) -> Iterator[Request]:
+        return iter(self.make())
+
+
+def image(name: str, arrival: float, steps: int, due: float = 1e9) -> Request:
+    return Request(name, arrival, Deadlines(due), pipeline_route(["denoise", "vae"], steps))
+
+
+def prompt(name: str, arrival: float, size: int, tokens: int) -> Request:
+    return Request(name, arrival, Deadlines(1e9), llm_route(tokens), size)
+
+
+def trace(result: Result) -> list[tuple[float, float, str, str]]:
+    """(start, end, module, ids) of each step, by its end."""
+    return [(round(s.start, 9), round(s.end, 9), s.module, " ".join(s.batch)) for s in result.steps]
+
+
+def run(table: LatencyTable, policy, make: Callable[[], list[Request]], device: Device, **options) -> Result:
+    return simulate(table, policy, Given(make), device, keep_steps=True, **options)
+
+
+def test_processes_of_one_pipeline_overlap_and_slow_each_other_down():
+    """Demand on the GPU: the upper half's slope is 0.5 s a request, so denoise of one 0.5, VAE of one 1.
+
+    From 2.75 both run, at 1/1.5 of their speed: the VAE's 0.5 s take 0.75, b's step does 0.5 of its last 0.75 s.
+    """
+    result = run(
+        DIT,
+        "neustream",
+        lambda: [image("a", 0.0, 2), image("b", 0.5, 3)],
+        Device("process", handover=0.25),
+        slo_scale=3.0,
+    )
+    assert trace(result) == [
+        (0.0, 1.0, "denoise", "a"),
+        (1.0, 2.5, "denoise", "a b"),
+        (2.75, 3.5, "vae", "a"),
+        (2.5, 3.75, "denoise", "b"),
+        (3.75, 4.75, "denoise", "b"),
+        (5.0, 5.5, "vae", "b"),
+    ]
+
+
+def test_one_loop_over_all_modules_runs_one_step_at_a_time():
+    result = run(
+        DIT, "neustream", lambda: [image("a", 0.0, 1), image("b", 0.5, 2)], Device("interleaved"), slo_scale=3.0
+    )
+    assert trace(result) == [
+        (0.0, 1.0, "denoise", "a"),
+        (1.0, 1.5, "vae", "a"),
+        (1.5, 2.5, "denoise", "b"),
+        (2.5, 3.5, "denoise", "b"),
+        (3.5, 4.0, "vae", "b"),
+    ]
+
+
+def test_steps_of_small_demand_do_not_slow_each_other_down():
+    table = LatencyTable("t", "d", {m: BatchLatency((1, 2, 3), (1.0, 1.2, 1.4)) for m in ("denoise", "vae")})
+    assert gpu_demand(table, "denoise", 1) == pytest.approx(0.2)
+    assert gpu_demand(table, "denoise", 2) == pytest.approx(0.4 / 1.2)
+    result = run(table, "neustream", lambda: [image("a", 0.0, 1), image("b", 0.5, 1)], Device("process", handover=0.0))
+    assert trace(result) == [
+        (0.0, 1.0, "denoise", "a"),
+        (1.0, 2.0, "denoise", "b"),
+        (1.0, 2.0, "vae", "a"),
+        (2.0, 3.0, "vae", "b"),
+    ]
+
+
+def test_out_of_blocks_the_last_come_is_preempted_and_recomputed():
+    """Six blocks of four tokens, one of them spare for prefills. a and b hold three each after one decode step."""
+    ended: dict[str, Request] = {}
+    result = run(
+        OPT,
+        "fcfs",
+        lambda: [prompt("a", 0.0, 8, 4), prompt("b", 0.0, 8, 4)],
+        Device(kv_blocks=6, block_size=4, watermark=0.17),
+        on_end=lambda request: ended.update({request.request_id: request}),
+    )
+    assert trace(result) == [
+        (0.0, 0.26, "prefill", "a b"),
+        (0.26, 0.36, "decode", "a b"),
+        (0.36, 0.46, "decode", "a"),
+        (0.46, 0.56, "decode", "a"),
+        (0.56, 0.76, "prefill", "b"),  # its 8 tokens and the 2 it had generated: 0.1 + 10 · 0.01 s
+        (0.76, 0.86, "decode", "b"),
+    ]
+    assert {name: request.units for name, request in ended.items()} == {"a": 4, "b": 4}
+
+
+def test_a_preempted_request_is_before_all_others_in_its_stream():
+    def make() -> list[Request]:
+        return [prompt("a", 0.0, 8, 4), prompt("b", 0.0, 8, 4), prompt("c", 0.1, 8, 1)]
+
+    result = run(OPT, "fcfs", make, Device(kv_blocks=6, block_size=4, watermark=0.17))
+    prefills = [ids for _, _, module, ids in trace(result) if module == "prefill"]
+    assert prefills == ["a b", "b c"]
+
+
+def test_a_request_that_memory_can_never_hold_fails_with_the_reason():
+    ended: list[Request] = []
+    run(OPT, "fcfs", lambda: [prompt("a", 0.0, 20, 10)], Device(kv_blocks=7, block_size=4), on_end=ended.append)
+    assert [(request.outcome, request.reason) for request in ended] == [
+        (Outcome.FAILED, "its context does not fit into the KV cache")
+    ]
+
+
+class Chunks:
+    """Processes prompts in pieces of ten that ride along with all decodes."""
+
+    def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+        pieces = tuple(Chunk(request, min(request.pending, 10)) for request in streams["prefill"])
+        decodes = tuple(streams["decode"])
+        return StepPlan("decode", decodes, chunks=pieces) if pieces or decodes else IDLE
+
+
+def test_a_piece_of_a_prompt_rides_along_with_the_decodes():
+    """A mixed step costs a prefill of all its tokens: 0.1 + (10 pieces of prompt + 1 decode) · 0.01 s."""
+    result = run(
+        OPT,
+        Chunks,
+        lambda: [prompt("a", 0.0, 10, 4), prompt("b", 0.1, 15, 2)],
+        Device(kv_blocks=20, block_size=4, watermark=0.0),
+    )
+    assert trace(result) == [
+        (0.0, 0.2, "decode", "a"),
+        (0.2, 0.41, "decode", "a b"),
+        (0.41, 0.57, "decode", "a b"),  # b's last five tokens
+        (0.57, 0.67, "decode", "a b"),
+    ]
+
+
+def test_a_mixed_step_is_never_cheaper_than_its_decodes_and_pays_for_context():
+    table = LatencyTable("o", "d", {"prefill": TokensLatency((0.0, 0.01, 0.0)), "decode": ContextLatency((0.1, 0.001))})
+    running, waiting = prompt("r", 0.0, 20, 9), prompt("w", 0.0, 30, 9)
+    running.advance(0.0)
+    assert step_seconds(table, StepPlan("decode", (running,), chunks=(Chunk(waiting, 2),))) == pytest.approx(0.121)
+    waiting.processed = 10
+    mixed = StepPlan("decode", (running,), chunks=(Chunk(waiting, 20),))
+    assert step_seconds(table, mixed) == pytest.approx(0.01 * 21 + 0.001 * (21 + 10))
+    assert step_seconds(table, StepPlan("prefill", (), chunks=(Chunk(waiting, 5),))) == pytest.approx(0.05 + 0.01)
+
+
+def test_overhead_is_part_of_every_step():
+    result = run(DIT, "neustream", lambda: [image("a", 0.0, 1)], Device(overhead=0.125))
+    assert trace(result) == [(0.0, 1.125, "denoise", "a"), (1.125, 1.75, "vae", "a")]
+
+
+class Sleepy:
+    """Asks to be woken at 2 s and runs everything then."""
+
+    def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+        return StepPlan("denoise", tuple(streams["denoise"])) if now >= 2.0 else StepPlan(wake=2.0)
+
+
+def test_a_policy_is_asked_again_when_it_said_and_whenever_something_arrives():
+    table = LatencyTable("t", "d", {"denoise": DIT["denoise"]})
+    asked: list[float] = []
+
+    class Asked(Sleepy):
+        def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+            asked.append(now)
+            return super().plan(now, streams, limits)
+
+    def make() -> list[Request]:
+        return [Request(n, t, Deadlines(9.0), pipeline_route(["denoise"], 1)) for n, t in (("a", 0.5), ("b", 1.0))]
+
+    assert trace(run(table, Asked, make, Device())) == [(2.0, 3.5, "denoise", "a b")]
+    assert sorted(set(asked)) == [0.5, 1.0, 2.0]
+
+
+def test_a_policy_that_lets_requests_wait_for_ever_is_found_out():
+    class Never:
+        def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+            return IDLE
+
+    with pytest.raises(AssertionError, match="idle for ever with 1 requests"):
+        run(DIT, Never, lambda: [image("a", 0.0, 1)], Device())
+
+
+def test_requests_must_come_in_order_of_arrival():
+    with pytest.raises(ValueError, match="before the one ahead"):
+        run(DIT, "neustream", lambda: [image("a", 1.0, 1), image("b", 0.5, 1)], Device())
+
+
+def test_a_policy_sees_how_long_the_last_step_of_each_module_took():
+    seen: list[dict[str, float]] = []
+
+    class Looks(Sleepy):
+        def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+            seen.append(dict(limits.last_seconds))
+            for module in ("vae", "denoise"):
+                if streams[module]:
+                    return StepPlan(module, tuple(streams[module]))
+            return IDLE
+
+    run(DIT, Looks, lambda: [image("a", 0.0, 1)], Device())
+    assert seen == [{}, {"denoise": 1.0}]
+
+
+def test_events_of_one_instant_come_by_priority_then_by_order_of_insertion():
+    queue: EventQueue[str] = EventQueue()
+    queue.push(1.0, Priority.PLANS, "plan")
+    queue.push(1.0, Priority.ENTERS, "first in")
+    queue.push(1.0, Priority.STEP_ENDS, "end")
+    queue.push(1.0, Priority.ENTERS, "second in")
+    queue.push(0.5, Priority.PLANS, "earlier")
+    assert [queue.pop() for _ in range(len(queue))] == [
+        (0.5, "earlier"),
+        (1.0, "end"),
+        (1.0, "first in"),
+        (1.0, "second in"),
+        (1.0, "plan"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "both"}, "layout must be process or interleaved, got 'both'"),
+        ({"overhead": -0.1}, "overhead must be at least 0, got -0.1"),
+        ({"handover": float("nan")}, "handover must be at least 0, got nan"),
+        ({"jitter": 1.0}, "jitter is relative"),
+        ({"kv_blocks": 0}, "kv_blocks must be at least 1, got 0"),
+        ({"max_num_seqs": 0}, "max_num_seqs must be at least 1, got 0"),
+        ({"watermark": 1.0}, "watermark must be"),
+    ],
+)
+def test_an_impossible_device_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Device(**options)
