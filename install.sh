@@ -293,7 +293,7 @@ main() {
     if [ -f "$STATE/patches" ] && ! has_stamp patches "$PATCHES_KEY"; then rm -f "$STATE/vllm"; fi
     if ! has_stamp vllm "$VLLM_KEY"; then
         if [ "$TARGET" = cpu ] && ! compgen -G "$CACHE/wheels/$VLLM_KEY/vllm-*.whl" >/dev/null; then
-            stage "compile vLLM $VLLM for the CPU" "5 minutes divided by the number of cores" build_vllm_wheel
+            stage "compile vLLM $VLLM for the CPU" "2 to 4 minutes on two cores" build_vllm_wheel
         fi
         stage "install vLLM $VLLM" "5 s" install_vllm
     fi
