@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -89,7 +89,8 @@ class Job:
     slot: int | None = None
     first_row: int = 0
     """Row of its schedule's first step in the coefficient table; set when it gets its slot."""
-    generator: torch.Generator = field(default_factory=torch.Generator)
+    generator: torch.Generator | None = None
+    """The source of its noise, on the device; made from its seed when it gets its slot."""
     noise_at: int = 0
     """Step whose noise is the first in its slot's block."""
     noise_len: int = 0

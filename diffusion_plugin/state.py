@@ -16,7 +16,7 @@ from diffusion_plugin.schedules import CoefficientTable
 if TYPE_CHECKING:
     from diffusion_plugin.pipelines.base import Pipeline
 
-NOISE_ELEMENTS = 1 << 18
+NOISE_ELEMENTS = 1 << 20
 """Size of a request's block of noise that is drawn ahead; at least one step's, at most 32 steps'."""
 MAX_NOISE_STEPS = 32
 
@@ -58,8 +58,10 @@ class State:
         """Give the job a slot and write its first latent and its inputs there."""
         slot = self.pool.acquire()
         try:
-            job.generator.manual_seed(job.asked.seed)
-            values = self.pipeline.start(job.inputs, job.generator)
+            device = self.pool.device
+            job.generator = torch.Generator(device).manual_seed(job.asked.seed)
+            inputs = {name: value.to(device) for name, value in job.inputs.items()}
+            values = self.pipeline.start(inputs, job.generator)
             values["latent"] = values["latent"] * job.schedule.init_sigma
             self.pool.write(slot, values)
         except BaseException:
@@ -113,11 +115,11 @@ class State:
     def _draw(self, job: Job) -> None:
         """The noise of the job's next steps, one draw a step: the order in which diffusers' pipelines draw it."""
         assert job.slot is not None
+        assert job.generator is not None
         assert job.step == job.noise_at + job.noise_len, "steps are taken in order"
         count = min(self.block, job.schedule.num_steps - job.step)
-        shape = self.pipeline.latent_shape
-        drawn = torch.stack([torch.randn(shape, generator=job.generator) for _ in range(count)])
-        self.pool["noise"][job.slot, :count].copy_(drawn)
+        for noise in self.pool["noise"][job.slot, :count]:
+            noise.normal_(generator=job.generator)
         job.noise_at, job.noise_len = job.step, count
 
     def check_integrity(self, jobs: Sequence[Job]) -> None:

@@ -78,8 +78,11 @@ class Pipeline:
         raise NotImplementedError
 
     def start(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """What is written to a request's slot when it joins: its inputs and its first latent, of unit variance."""
-        return {**inputs, "latent": torch.randn(self.latent_shape, generator=generator)}
+        """What is written to a request's slot when it joins: its inputs and its first latent, of unit variance.
+
+        Inputs and generator are on the pipeline's device.
+        """
+        return {**inputs, "latent": torch.randn(self.latent_shape, generator=generator, device=self.device)}
 
     def keep(self, pool: SlotPool, batch: Batch, new: Tensor) -> Tensor:
         """The latents after a step, given what the schedule made of them."""

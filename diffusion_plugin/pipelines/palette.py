@@ -49,7 +49,7 @@ class PalettePipeline(Pipeline):
     def start(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Draws the first latent, then the noise in the condition's hole."""
         state = super().start(inputs, generator)
-        fill = torch.randn(self.latent_shape, generator=generator)
+        fill = torch.randn(self.latent_shape, generator=generator, device=self.device)
         state["condition"] = torch.where(inputs["hole"], fill, inputs["known"])
         return state
 
