@@ -32,7 +32,7 @@ QUICK_CONTEXTS = (64, 512)
 FULL_CONTEXTS = (32, 128, 512, 1024)
 
 UNSEEN_PREFILL: tuple[tuple[int, ...], ...] = (
-    (48,), (200,), (700,), (100, 100, 100), (12, 37, 88, 150, 301), (10, 25, 40, 60, 80, 110, 130, 170, 220, 400),
+    (40,), (200,), (700,), (100, 100, 100), (12, 37, 88, 150, 301), (10, 25, 40, 60, 80, 110, 130, 170, 220, 400),
 )  # fmt: skip
 """Prompts whose step is predicted, not fitted; the longer ones are what a log-normal workload sends."""
 UNSEEN_DECODE = ((1, 300), (3, 200), (10, 150), (20, 350), (40, 120), (80, 250), (160, 200))

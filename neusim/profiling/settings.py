@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +103,8 @@ def check_writable(path: Path) -> None:
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir():
-        raise SettingsError(f"--out {path} cannot be written: {folder} is not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise SettingsError(f"--out {path} cannot be written: {folder} is not writable")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        message = f"--out {path} cannot be written: {folder}: {error.strerror}"
+        raise SettingsError(message) from error

@@ -1,0 +1,170 @@
+"""The command: both ways to call it, what it refuses before anything heavy, and a whole profile on the real engine."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neusim.profile import main, print_fit
+from neustream.latency import ContextLatency, Shape, TokensLatency
+from neustream.tables import load_table
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {
+    "model_type": "opt",
+    "hidden_size": 128,
+    "word_embed_proj_dim": 128,
+    "ffn_dim": 256,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 6,
+    "vocab_size": 512,
+    "max_position_embeddings": 128,
+    "do_layer_norm_before": True,
+}
+
+
+def run(*command: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, capture_output=True, text=True, env=os.environ | env, timeout=300
+    )
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiny-opt"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TINY))
+    return folder
+
+
+# How it is called
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        (["neusim/profile.py"], "."),
+        (["-m", "neusim.profile"], "."),
+        (["profile.py"], "neusim"),
+        ([str(ROOT / "neusim" / "profile.py")], "tests"),
+    ],
+)
+def test_every_way_to_call_it_prints_the_help(arguments: list[str], folder: str) -> None:
+    result = run(*arguments, "--help", cwd=ROOT / folder)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "--layers" in result.stdout
+
+
+AFTER_THE_SCRIPT = """
+import runpy, sys
+sys.argv = ["profile.py", "--help"]
+{path}
+try:
+    runpy.{call}
+except SystemExit:
+    pass
+import cProfile, profile, torch
+assert "neusim" not in profile.__file__, profile.__file__
+print("fine")
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "call"),
+    [
+        # A script's own folder stands first on the path.
+        (f"sys.path[:1] = ['{ROOT}/neusim', '{ROOT}']", "run_path('neusim/profile.py', None, '__main__')"),
+        ("", "run_module('neusim.profile', None, '__main__')"),
+    ],
+)
+def test_the_standard_profile_module_is_not_hidden(path: str, call: str) -> None:
+    result = run("-c", AFTER_THE_SCRIPT.format(path=path, call=call))
+    assert result.stdout.endswith("fine\n"), result.stderr
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "gpt-5"], "unknown model 'gpt-5'; there are opt-125m"),
+        (["--model", "opt-125m", "--dtype", "int3"], "unknown dtype 'int3'; there are auto, float32"),
+        (["--model", "opt-125m", "--device", "tpu"], "unknown device 'tpu'; there are cpu, cuda"),
+        (["--model", "opt-125m", "--device", "cpu", "--dtype", "float16"], "float16 is not to be had on a CPU"),
+        (["--model", "opt-125m", "--tp", "0"], "--tp must be at least 1, got 0"),
+        (["--model", "opt-125m", "--device", "cpu", "--tp", "5"], "--tp must divide the 12 heads of opt-125m, got 5"),
+        (["--model", "opt-125m", "--device", "cpu", "--tp", "2", "--layers", "2,4"], "that takes --tp 1, got 2"),
+        (["--model", "opt-125m", "--repeats", "0"], "--repeats must be at least 1, got 0"),
+        (["--model", "opt-125m", "--layers", "4"], "two rising numbers of layers, as 2,4; got '4'"),
+        (["--model", "opt-125m", "--layers", "4,2"], "two rising numbers of layers, as 2,4; got '4,2'"),
+        (["--model", "opt-125m", "--device", "cpu", "--layers", "2,12"], "below the 12 of opt-125m, got 12"),
+        (["--model", "opt-125m", "--out", "/proc/nothing/t.json"], "--out /proc/nothing/t.json cannot be written"),
+        (["--model", "opt-125m", "--out", "/tmp"], "--out /tmp is a folder"),
+        (["--model", "opt-125m", "--tp", "two"], "--tp: invalid int value: 'two'"),
+        (["--quick"], "the following arguments are required: --model"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code: object = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_bad_input_is_refused_before_torch_or_vllm_is_imported(tmp_path: Path) -> None:
+    for name in ("torch", "vllm"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('imported')")
+    command = ["neusim/profile.py", "--model", "opt-125m", "--device", "cpu", "--layers", "2,99"]
+    result = run(*command, PYTHONPATH=str(tmp_path))
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "cannot be read"),
+        ("{", "is not JSON"),
+        ('{"model_type": "llama"}', "model_type is 'llama'; only OPT models"),
+        (json.dumps(TINY | {"ffn_dim": 0}), "ffn_dim is 0, expected a whole number from 1"),
+        (json.dumps(TINY | {"num_attention_heads": 3}), "hidden_size 128 is no multiple of 3 heads"),
+    ],
+)
+def test_a_folder_without_a_usable_config_is_refused(
+    tmp_path: Path, config: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert main(["--model", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+# The whole of it, on the real engine
+
+
+@pytest.mark.parametrize("layers", [[], ["--layers", "1,2"]])
+def test_a_tiny_model_is_profiled_end_to_end(tiny: Path, tmp_path: Path, layers: list[str]) -> None:
+    out = tmp_path / "tables" / "tiny.json"
+    command = ["neusim/profile.py", "--model", str(tiny), "--device", "cpu", "--quick", "--repeats", "1"]
+    result = run(*command, "--out", str(out), *layers, OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stderr
+    table = load_table(out, model="tiny-opt")
+    prefill, decode = table["prefill"], table["decode"]
+    assert isinstance(prefill, TokensLatency)
+    assert isinstance(decode, ContextLatency)
+    assert decode.batch == (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    assert decode.predict(Shape(256, context=256 * 64)) > decode.predict(Shape(1, context=64)) > 0
+    assert prefill.of(100) > 0
+    assert table.info.get("layers_measured") == ([1, 2] if layers else None)
+    assert table.info["fit"]["decode"]["held_out"] > 0
+    assert "prefill: R²" in result.stdout
+    assert sorted(path.name for path in out.parent.iterdir()) == ["tiny.json"]
+    print_fit(table)

@@ -1,0 +1,97 @@
+"""Where tables go, what devices are called, and which models are measured whole."""
+
+import pytest
+
+from neusim import devices
+from neusim.profiling import memory, opt
+from neusim.profiling.memory import GIB, TooLarge, free_ram, plan_memory
+from neusim.profiling.settings import TABLES, make_settings
+
+
+def test_tables_lie_by_device_and_model_and_tensor_parallelism() -> None:
+    plain, _ = make_settings("facebook/opt-125m", device="cpu")
+    assert plain.out == TABLES / devices.device_slug("cpu") / "opt-125m.json"
+    spread_out, _ = make_settings("opt-125m", device="cpu", tp=2)
+    assert spread_out.out.name == "opt-125m.tp2.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx6000ada"),
+    ],
+)
+def test_gpu_names_become_short(name: str, slug: str) -> None:
+    assert devices.gpu_slug(name) == slug
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("AMD EPYC", "amd-epyc"),
+        ("AMD EPYC 9R14 96-Core Processor", "amd-epyc-9r14"),
+        ("Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz", "intel-xeon-platinum-8375c"),
+        ("AMD Ryzen 7 5800X with Radeon Graphics", "amd-ryzen-7-5800x"),
+        ("", "unknown"),
+    ],
+)
+def test_cpu_names_become_short(name: str, slug: str) -> None:
+    assert devices.cpu_slug(name) == slug
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "free_gib", "layers"),
+    [
+        ("opt-125m", "float32", 23, None),
+        ("opt-6.7b", "bfloat16", 24, None),
+        ("opt-6.7b", "float32", 24, (2, 4)),
+        ("opt-13b", "bfloat16", 20, (2, 4)),
+        ("opt-66b", "bfloat16", 20, (2, 4)),
+        ("opt-66b", "float16", 200, None),
+    ],
+)
+def test_a_model_is_measured_whole_where_it_fits_and_by_layers_elsewhere(
+    name: str, dtype: str, free_gib: int, layers: tuple[int, int] | None
+) -> None:
+    plan = plan_memory(opt.load(name), dtype, free_gib * GIB, layers=None, cache_tokens=65536)
+    assert plan.layers == layers
+    model = opt.load(name)
+    taken = memory.ITEM_BYTES[dtype] * model.parameters(plan.depth) + plan.cache_bytes + memory.WORKSPACE_BYTES
+    assert taken <= free_gib * GIB
+
+
+def test_what_does_not_fit_by_layers_either_is_refused_with_sizes() -> None:
+    with pytest.raises(TooLarge, match=r"opt-66b: 4 layers in float32 need 21\.\d GiB, and 13\.6 GiB can be taken"):
+        plan_memory(opt.load("opt-66b"), "float32", 16 * GIB, layers=None, cache_tokens=65536)
+
+
+def test_a_cgroup_limit_bounds_what_is_free() -> None:
+    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 8388608 kB\n"}
+
+    def read(path: str) -> str:
+        if path not in files:
+            raise FileNotFoundError(path)
+        return files[path]
+
+    assert free_ram(read) == 8 * GIB
+    files |= {
+        "/sys/fs/cgroup/memory.max": f"{4 * GIB}\n",
+        "/sys/fs/cgroup/memory.current": f"{3 * GIB}\n",
+        "/sys/fs/cgroup/memory.stat": f"anon 5\ninactive_file {GIB}\n",
+    }
+    assert free_ram(read) == 2 * GIB
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert free_ram(read) == 8 * GIB
+
+
+def test_parameter_counts_are_those_of_the_published_models() -> None:
+    for name, published in (("opt-125m", 125e6), ("opt-350m", 331e6), ("opt-13b", 12.85e9), ("opt-66b", 65.7e9)):
+        model = opt.load(name)
+        assert model.parameters(model.num_layers) == pytest.approx(published, rel=0.01)
