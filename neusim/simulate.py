@@ -8,26 +8,26 @@ Lists are swept as a product. docs/simulator.md says what is modelled, and how f
 
 from __future__ import annotations
 
+import os
 import sys
+
+if __name__ == "__main__":  # this folder would come first on sys.path, where profile.py hides the standard library's
+    _here = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [os.path.dirname(_here), *(entry for entry in sys.path if os.path.realpath(entry or ".") != _here)]
+
+import argparse
+import json
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
-ROOT = Path(__file__).resolve().parent.parent
-# Run as a script, this folder comes first on sys.path, where profile.py would hide the standard library's.
-sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "neusim"))]
+from tqdm import tqdm
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import math  # noqa: E402
-import os  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from typing import Any, NoReturn  # noqa: E402
-
-from tqdm import tqdm  # noqa: E402
-
-from neusim.sim.device import ARTIFACT_HANDOVER, Device, default_device  # noqa: E402
-from neusim.sim.report import format_rows  # noqa: E402
-from neusim.sim.run import named_policy  # noqa: E402
-from neusim.sim.sweep import (  # noqa: E402
+from neusim.sim.device import ARTIFACT_HANDOVER, Device, default_device
+from neusim.sim.report import format_rows
+from neusim.sim.run import named_policy
+from neusim.sim.sweep import (
     LLM_CV,
     MAX_TOKENS,
     PIPELINE_CV,
@@ -39,10 +39,11 @@ from neusim.sim.sweep import (  # noqa: E402
     points,
     run_sweep,
 )
-from neustream.policies import is_llm  # noqa: E402
-from neustream.slo import MS_PER_S  # noqa: E402
-from neustream.tables import LatencyTable, find_table  # noqa: E402
+from neustream.policies import is_llm
+from neustream.slo import MS_PER_S
+from neustream.tables import LatencyTable, find_table
 
+ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "neusim" / "tables"
 HANDOVER_MS = ARTIFACT_HANDOVER * MS_PER_S
 
@@ -223,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
         command.error(str(error))
     total = num_tasks(sweep)
     try:
-        with tqdm(total=total, unit="run", disable=len(sweep.points) * len(sweep.policies) == 1, leave=False) as bar:
+        with tqdm(total=total, unit="run", disable=len(sweep.points) * len(sweep.policies) == 1) as bar:
             rows = run_sweep(sweep, processes=options.processes, on_done=bar.update)
     except KeyboardInterrupt:
         return 130

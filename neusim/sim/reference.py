@@ -1,0 +1,100 @@
+"""Compares simulated runs with logged ones: a folder with `results.json` and `tables/<device>/<model>.json`.
+
+A row of the results is one logged run: `model, device, system` (the policy), `rate, cv, slo` (the scale) and
+`good`, its requests within their SLO of 500.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neusim.sim.run import simulate
+from neusim.sim.sweep import default_steps
+from neusim.sim.workload import PipelineWorkload
+from neustream.slo import ScaleSlo
+from neustream.tables import LatencyTable, find_table
+
+NUM_REQUESTS = 500
+CONTRADICTION = 50
+"""Repeats of a setting that differ by more than this cannot both be within 25 of any one prediction."""
+
+Key = tuple[str, str, str, float, float, float]
+"""Device, model, system, rate, cv, SLO scale: what was logged, once or several times."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One logged run and its simulation."""
+
+    key: Key
+    logged: int
+    simulated: int
+    is_contradicted: bool
+    """Whether another run of the same setting was logged with a count more than `CONTRADICTION` away."""
+
+    @property
+    def error(self) -> int:
+        return abs(self.simulated - self.logged)
+
+
+def read_results(folder: Path) -> list[tuple[Key, int]]:
+    """The logged runs. Raises ValueError naming the file and what is wrong with it."""
+    path = folder / "results.json"
+    try:
+        rows = json.loads(path.read_text())
+        return [(_key(row), int(row["good"])) for row in rows]
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {type(error).__name__} {error}") from error
+
+
+def _key(row: dict[str, Any]) -> Key:
+    return (row["device"], row["model"], row["system"], row["rate"], row["cv"], row["slo"])
+
+
+def compare(
+    folder: Path,
+    *,
+    processes: int = 1,
+    keep: Callable[[Key], bool] = lambda key: True,
+    on_done: Callable[[], None] = lambda: None,
+) -> list[Comparison]:
+    """Simulate every setting of the folder that `keep` wants, on a process per module; a row per logged run."""
+    rows = [(key, good) for key, good in read_results(folder) if keep(key)]
+    keys = list(dict.fromkeys(key for key, _ in rows))
+    tables = {key[:2]: find_table(folder / "tables", *key[:2]) for key in keys}
+    simulated: dict[Key, int] = {}
+    with ProcessPoolExecutor(processes) as pool:
+        outcomes = pool.map(_simulate, [tables[key[:2]] for key in keys], keys)
+        for key, good in zip(keys, outcomes, strict=True):
+            simulated[key] = good
+            on_done()
+    spread = {key: np.ptp([good for other, good in rows if other == key]) for key in keys}
+    return [Comparison(key, good, simulated[key], bool(spread[key] > CONTRADICTION)) for key, good in rows]
+
+
+def _simulate(table: LatencyTable, key: Key) -> int:
+    _, model, system, rate, cv, scale = key
+    steps = default_steps(model)
+    if steps is None:
+        raise ValueError(f"how many denoising steps {model} takes is not known")
+    return simulate(table, system, PipelineWorkload(rate, cv, ScaleSlo(scale), steps, NUM_REQUESTS)).good
+
+
+def errors(rows: Sequence[Comparison]) -> dict[str, float]:
+    """Median and 90th percentile of |simulated − logged|, over all runs and over those that are not contradicted."""
+    figures: dict[str, float] = {}
+    for name, chosen in (("all", rows), ("agreeing", [row for row in rows if not row.is_contradicted])):
+        values = [row.error for row in chosen]
+        figures |= {f"{name}_runs": len(values)}
+        if values:
+            figures |= {f"{name}_median": float(np.median(values)), f"{name}_p90": float(np.percentile(values, 90))}
+    return figures

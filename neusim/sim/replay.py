@@ -1,0 +1,134 @@
+"""Replays the requests of a real run, as its folder in `runs/` keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neusim.sim.device import Device, default_device
+from neusim.sim.run import Result, simulate
+from neustream.request import Request, Route, Stage
+from neustream.slo import Slo, parse_slo
+from neustream.tables import LatencyTable, find_table, load_table
+
+STOCK = "vllm"
+"""A real run's policy of that name is stock vLLM, which schedules as fcfs does."""
+TOLERANCE = 1e-3
+"""Seconds by which a rebuilt deadline may differ from the recorded one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A workload of recorded requests: their arrivals, sizes, visits and SLO."""
+
+    records: tuple[dict[str, Any], ...]
+    """As `neustream.records.request_record` writes them."""
+    slo: Slo
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.records)
+
+    def requests(self, table: LatencyTable) -> Iterator[Request]:
+        """Raises ValueError where the recorded deadlines do not follow from this table and the SLO."""
+        for record in sorted(self.records, key=lambda record: record["arrival"]):
+            route = self._route(record["visits"], table)
+            arrival, size = record["arrival"], record["size"]
+            deadlines = self.slo.bind(arrival, route, size, table)
+            request = Request(record["id"], arrival, deadlines, route, size)
+            for key, unit in (("first_deadline", 1), ("last_deadline", request.max_units)):
+                recorded = record[key]
+                if recorded is not None and abs(deadlines.at(unit) - recorded) > TOLERANCE:
+                    raise ValueError(
+                        f"request {record['id']}: {key} was {recorded:.3f} s, the table of {table.model} on "
+                        f"{table.device} makes it {deadlines.at(unit):.3f} s: not the table of that run"
+                    )
+            yield request
+
+    @staticmethod
+    def _route(visits: dict[str, int], table: LatencyTable) -> Route:
+        emitting = {"prefill", "decode"}
+        return tuple(Stage(module, count, emits=module in emitting) for module, count in visits.items())
+
+
+@dataclass(frozen=True, slots=True)
+class RealRun:
+    """A finished run's folder: what was served, under which policy, and what came of it."""
+
+    folder: Path
+    summary: dict[str, Any]
+    records: tuple[tuple[dict[str, Any], ...], ...]
+    """The requests of each setting."""
+    table: LatencyTable
+
+    @property
+    def policy(self) -> str:
+        """The core's name of the policy that it ran."""
+        name: str = self.summary["policy"]
+        return "fcfs" if name == STOCK else name
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Each setting's axes and figures."""
+        settings: list[dict[str, Any]] = self.summary["settings"]
+        return settings
+
+    def slo(self, setting: dict[str, Any]) -> dict[str, float]:
+        """A setting's SLO as `parse_slo` takes it."""
+        if isinstance(self.summary.get("slo"), dict):
+            absolute: dict[str, float] = self.summary["slo"]
+            return absolute
+        return {key: setting[key] for key in ("pslo", "dslo", "slo_scale") if key in setting}
+
+    def replay(self, index: int, device: Device | None = None) -> Result:
+        """Simulate one setting's requests on one loop over all modules, as the real executors are."""
+        device = device or default_device(self.table, layout="interleaved")
+        slo = self.slo(self.settings[index])
+        return simulate(self.table, self.policy, Replay(self.records[index], parse_slo(slo)), device)
+
+
+def read_run(folder: Path, tables: Path) -> RealRun:
+    """Read a run's folder; its table is the file that it names, or else the one in `tables`.
+
+    Raises ValueError for a folder that is no finished run, naming what is missing or damaged.
+    """
+    summary = _read_json(folder / "summary.json")
+    for key in ("model", "policy", "settings", "table_device"):
+        if key not in summary:
+            raise ValueError(f"{folder / 'summary.json'}: {key} is missing")
+    if not summary.get("complete", True):
+        raise ValueError(f"{folder}: the run was interrupted; only a complete one can be compared")
+    path = Path(summary.get("table", ""))
+    if path.is_file():
+        table = load_table(path, model=summary["model"])
+    else:
+        table = find_table(tables, summary["table_device"], summary["model"])
+    settings = len(summary["settings"])
+    records: list[list[dict[str, Any]]] = [[] for _ in range(settings)]
+    for number, line in enumerate(_read(folder / "requests.jsonl").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            records[record["setting"]].append(record)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"{folder / 'requests.jsonl'}:{number}: {type(error).__name__} {error}") from error
+    return RealRun(folder, summary, tuple(tuple(group) for group in records), table)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected an object, got {type(data).__name__}")
+    return data

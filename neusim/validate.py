@@ -1,0 +1,155 @@
+"""How far simulated goodput is from real goodput.
+
+    python neusim/validate.py                       # short real experiments on this machine, then the same simulated
+    python neusim/validate.py --run runs/A runs/B   # real runs that are there already
+    python neusim/validate.py --reference DIR       # logged runs: results.json and tables/<device>/<model>.json
+
+docs/simulator.md says what is compared, and what came of it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__":  # this folder would come first on sys.path, where profile.py hides the standard library's
+    _here = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [os.path.dirname(_here), *(entry for entry in sys.path if os.path.realpath(entry or ".") != _here)]
+
+import argparse
+import subprocess
+import time
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from neusim.sim.reference import Comparison, compare, errors, read_results
+from neusim.sim.replay import RealRun, read_run
+from neustream.policies import POLICIES
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLES = ROOT / "neusim" / "tables"
+KINDS = {
+    "llm": ("exp.llm", "opt-125m", ("fcfs", "neustream", "slack"), ("--requests", "60", "--max-tokens", "64")),
+    "diffusion": ("exp.diffusion", "dit-nano", ("clockwork", "neustream", "slack"), ("--requests", "100")),
+}
+"""By kind of model: the program that serves it, the model, the policies, and the size of its short experiment."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = Parser(prog="validate.py", description=(__doc__ or "").split("\n")[0])
+    result.add_argument("--run", type=Path, nargs="+", metavar="DIR", help="folders of real runs to compare with")
+    result.add_argument("--reference", type=Path, metavar="DIR", help="folder of logged runs to compare with")
+    result.add_argument("--kind", nargs="+", choices=tuple(KINDS), help="real experiments to run (default both)")
+    result.add_argument(
+        "--policy", nargs="+", metavar="P", help="policies of the real experiments (default three each)"
+    )
+    result.add_argument("--out", type=Path, help="where the real runs go (default runs/validate-<time>)")
+    result.add_argument("--tables", type=Path, default=TABLES, help="where a run's table is looked for, if it moved")
+    return result
+
+
+def show_reference(folder: Path) -> None:
+    """Print logged and simulated counts row by row, and the errors of each model and policy."""
+    settings = len({key for key, _ in read_results(folder)})
+    with tqdm(total=settings, unit="run", leave=False) as bar:
+        rows = compare(folder, processes=os.cpu_count() or 1, on_done=bar.update)
+
+    def pair(row: Comparison) -> tuple[str, str]:
+        return row.key[1], row.key[2]
+
+    print(f"{'model':14} {'policy':10} {'rate':>5} {'cv':>4} {'slo':>5} {'logged':>6} {'simulated':>9} {'error':>6}")
+    for row in rows:
+        _, model, system, rate, cv, scale = row.key
+        setting = f"{model:14} {system:10} {rate:5g} {cv:4g} {scale:5g}"
+        note = "  repeats disagree" if row.is_contradicted else ""
+        print(f"{setting} {row.logged:6} {row.simulated:9} {row.simulated - row.logged:+6}{note}")
+    print("\n|simulated − logged|, of 500 requests; in brackets without the settings whose own repeats disagree")
+    for (model, system), group in groupby(sorted(rows, key=pair), pair):
+        figures = errors(list(group))
+        line = f"{model:14} {system:10} {figures['all_runs']:3.0f} runs"
+        for name in ("median", "p90"):
+            inner = figures.get(f"agreeing_{name}")
+            line += f"  {name} {figures[f'all_{name}']:.1f}" + (f" ({inner:.1f})" if inner is not None else "")
+        print(line)
+
+
+def show_run(run: RealRun) -> None:
+    """Print a real run's goodput beside that of its simulation, setting by setting."""
+    origin = f"{run.table.origin} table of {run.table.model} on {run.table.device}"
+    print(f"{run.folder}: {run.summary['policy']}, {origin}")
+    print(f"  {'setting':38} {'good':>12} {'req goodput/s':>20} {'unit goodput/s':>20}   (real, simulated, error)")
+    for index, setting in enumerate(run.settings):
+        simulated = run.replay(index).summary
+        axes = " ".join(f"{axis} {setting[axis]:.4g}" for axis in run.summary.get("axes", ("rate", "cv")))
+        cells = [f"{setting['good']:5} {simulated['good']:5}"]
+        for key in ("request_goodput", "token_goodput"):
+            cells.append(f"{setting[key]:6.3g} {simulated[key]:6.3g} {relative_error(setting[key], simulated[key])}")
+        print(f"  {axes:38} {cells[0]:>12} {cells[1]:>20} {cells[2]:>20}")
+
+
+def relative_error(real: float, simulated: float) -> str:
+    """`+3.1%`; a dash where the real figure is 0."""
+    return f"{(simulated - real) / real:+.1%}" if real else "-"
+
+
+def real_runs(options: argparse.Namespace) -> Iterator[Path]:
+    """Run the short experiments, one after the other; yields each one's folder. Raises ValueError if one fails."""
+    out = options.out or ROOT / "runs" / f"validate-{time.strftime('%Y%m%d-%H%M%S')}"
+    for kind in options.kind or KINDS:
+        program, model, policies, size = KINDS[kind]
+        for policy in options.policy or policies:
+            entry = POLICIES.get(policy)
+            if entry is None or not (entry.llm if kind == "llm" else entry.loop):
+                continue  # of those asked for, each kind of model runs what serves it
+            folder = out / f"{kind}-{policy}"
+            command = [
+                sys.executable,
+                "-m",
+                program,
+                "--model",
+                model,
+                "--policy",
+                policy,
+                "--out",
+                f"{folder}{os.sep}",
+            ]
+            print(f"serving {model} under {policy} …", file=sys.stderr, flush=True)
+            result = subprocess.run([*command, *size], cwd=ROOT, stdout=subprocess.DEVNULL)
+            if result.returncode:
+                raise ValueError(f"the real run ended with exit code {result.returncode}: {' '.join(command)}")
+            yield folder
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    command = parser()
+    options = command.parse_args(argv)
+    unknown = [policy for policy in options.policy or () if policy not in POLICIES]
+    if unknown:
+        command.error(f"unknown policy {unknown[0]!r}; there are {', '.join(POLICIES)}")
+    try:
+        if options.reference:
+            show_reference(options.reference)
+        for folder in options.run or (real_runs(options) if not options.reference else ()):
+            show_run(read_run(folder, options.tables))
+    except ValueError as error:
+        command.error(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

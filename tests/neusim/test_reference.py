@@ -1,0 +1,97 @@
+"""Simulated against logged goodput. Nothing in the simulator is fitted to these logs; they are a check.
+
+Where the folder of logs is not there, these tests are skipped: it is no part of the project.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from neusim.sim.reference import Comparison, compare, errors, read_results
+from neusim.validate import main
+from neustream import LatencyTable, TableError, save_table
+from neustream.latency import BatchLatency
+from neustream.tables import table_path
+
+REFERENCE = Path(os.environ.get("NEUSTREAM_REFERENCE", Path(__file__).resolve().parents[3] / "shared" / "reference"))
+needs_reference = pytest.mark.skipif(
+    not (REFERENCE / "results.json").exists(), reason="no folder of logged results (NEUSTREAM_REFERENCE)"
+)
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[tuple[str, str], list[Comparison]]:
+    wanted = {("dit-s-2-256", "neustream"), ("sd15-256", "neustream"), ("sd15-256", "clockwork")}
+    grouped: dict[tuple[str, str], list[Comparison]] = {key: [] for key in wanted}
+    for row in compare(REFERENCE, processes=os.cpu_count() or 1, keep=lambda key: key[1:3] in wanted):
+        grouped[row.key[1], row.key[2]].append(row)
+    return grouped
+
+
+@needs_reference
+@pytest.mark.parametrize("model", ["dit-s-2-256", "sd15-256"])
+def test_neustream_is_within_ten_requests_in_the_median_and_25_in_nine_of_ten(rows, model):
+    """The 90th percentile leaves out settings of which two runs were logged that differ by more than 50."""
+    figures = errors(rows[model, "neustream"])
+    assert figures["all_runs"] >= 20
+    assert figures["all_median"] <= 10
+    assert figures["agreeing_p90"] <= 25
+
+
+@needs_reference
+def test_clockwork_on_stable_diffusion_is_within_fifteen_requests_in_the_median(rows):
+    figures = errors(rows["sd15-256", "clockwork"])
+    assert figures["all_runs"] >= 20
+    assert figures["all_median"] <= 15
+
+
+@needs_reference
+def test_neustream_serves_more_than_clockwork_wherever_both_were_logged(rows):
+    simulated = {row.key: row.simulated for row in rows["sd15-256", "neustream"]}
+    for row in rows["sd15-256", "clockwork"]:
+        other = (*row.key[:2], "neustream", *row.key[3:])
+        if other in simulated:
+            assert simulated[other] > row.simulated
+
+
+def folder(tmp_path: Path, goods: list[int]) -> Path:
+    table = LatencyTable("sd-hand", "gpu", {"denoise": BatchLatency((1, 2), (0.01, 0.012))})
+    save_table(table, table_path(tmp_path / "tables", "gpu", "sd-hand"))
+    row = {"device": "gpu", "model": "sd-hand", "system": "neustream", "rate": 0.5, "cv": 1.0, "slo": 9.0}
+    (tmp_path / "results.json").write_text(json.dumps([row | {"good": good} for good in goods]))
+    return tmp_path
+
+
+def test_every_logged_run_is_compared_and_contradictions_are_told_apart(tmp_path, capsys):
+    """At this load everybody is served: 500."""
+    compared = compare(folder(tmp_path, [500, 440, 498]))
+    assert [(row.logged, row.simulated, row.error, row.is_contradicted) for row in compared] == [
+        (500, 500, 0, True),
+        (440, 500, 60, True),
+        (498, 500, 2, True),
+    ]
+    assert errors(compared) == {"all_runs": 3, "all_median": 2.0, "all_p90": pytest.approx(48.4), "agreeing_runs": 0}
+    assert main(["--reference", str(folder(tmp_path, [500, 490]))]) == 0
+    out = capsys.readouterr().out
+    assert "sd-hand        neustream    0.5    1     9    490       500    +10\n" in out
+    assert "2 runs  median 5.0 (5.0)  p90 9.0 (9.0)" in out
+
+
+def test_a_damaged_folder_is_named(tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"results\.json: cannot be read"):
+        read_results(tmp_path / "nothing")
+    (tmp_path / "results.json").write_text('[{"device": "gpu"}]')
+    with pytest.raises(ValueError, match=r"results\.json: KeyError 'model'"):
+        read_results(tmp_path)
+    logs = folder(tmp_path, [500])
+    (logs / "tables" / "gpu" / "sd-hand.json").unlink()
+    with pytest.raises(TableError, match="no table of sd-hand on gpu"):
+        compare(logs)
+    with pytest.raises(SystemExit) as ended:
+        main(["--reference", str(tmp_path / "nothing")])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
