@@ -1,0 +1,120 @@
+"""A real run's folder, simulated: the same requests, the same policy, the run's own table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neusim import validate
+from neusim.sim import Device, LlmWorkload, PipelineWorkload, Workload, simulate
+from neusim.sim.replay import read_run
+from neustream import LatencyTable, Request, parse_slo, save_table
+from neustream.latency import BatchLatency, ContextLatency, TokensLatency
+from neustream.records import JsonLines, request_record
+from neustream.tables import table_path
+
+LLM = LatencyTable(
+    "opt-hand", "box", {"prefill": TokensLatency((0.02, 0.001, 0.0)), "decode": ContextLatency((0.03, 1e-5))}
+)
+LOOP = LatencyTable(
+    "dit-hand", "box", {"denoise": BatchLatency((1, 2, 4), (0.1, 0.12, 0.16)), "vae": BatchLatency((1, 2), (0.05, 0.1))}
+)
+
+
+def write_run(folder: Path, table: LatencyTable, policy: str, axes: dict[str, float], **summary: Any) -> list[int]:
+    """A run whose "real" executor is a simulated one, so that its replay must give the same; returns the goods."""
+    save_table(table, table_path(folder.parent / "tables", table.device, table.model))
+    slo = parse_slo({key: value for key, value in axes.items() if key not in ("rate", "cv")})
+    slo = parse_slo(summary["slo"]) if isinstance(summary.get("slo"), dict) else slo
+    settings = []
+    with JsonLines(folder / "requests.jsonl") as lines:
+        for index, seed in enumerate((0, 1)):
+            workload: Workload = PipelineWorkload(axes["rate"], axes["cv"], slo, (3, 7), 40, seed)
+            if table is LLM:
+                workload = LlmWorkload(axes["rate"], axes["cv"], slo, 8, 40, seed)
+
+            def keep(request: Request, index: int = index) -> None:
+                lines.write({"setting": index, **request_record(request, origin=0.0)})
+
+            name = "fcfs" if policy == "vllm" else policy
+            result = simulate(table, name, workload, Device(), on_end=keep)
+            settings.append({**axes, **result.summary, "seed": seed})
+    head = {"model": table.model, "policy": policy, "table_device": "box", "axes": list(axes), "complete": True}
+    (folder / "summary.json").write_text(json.dumps({**head, **summary, "settings": settings}))
+    return [setting["good"] for setting in settings]
+
+
+@pytest.mark.parametrize(
+    ("table", "policy", "axes", "summary"),
+    [
+        (LOOP, "neustream", {"rate": 3.0, "cv": 2.0, "slo_scale": 2.5}, {}),
+        (LOOP, "clockwork", {"rate": 2.0, "cv": 1.0, "slo_scale": 3.0}, {}),
+        (LLM, "neustream", {"rate": 6.0, "cv": 1.0, "pslo": 3.0, "dslo": 1.3}, {}),
+        (LLM, "vllm", {"rate": 6.0, "cv": 1.0, "pslo": 3.0, "dslo": 1.3}, {}),
+        (LLM, "fcfs", {"rate": 6.0, "cv": 1.0}, {"slo": {"ttft_ms": 400.0, "tpot_ms": 45.0}}),
+    ],
+)
+def test_a_replay_of_what_the_simulator_did_gives_the_same(tmp_path, table, policy, axes, summary):
+    axes_of_slo = axes if "slo_scale" in axes or "pslo" in axes else {**axes, **summary["slo"]}
+    goods = write_run(tmp_path / "run", table, policy, axes_of_slo, **summary)
+    run = read_run(tmp_path / "run", tmp_path / "tables")
+    assert [run.replay(index).good for index in range(2)] == goods
+    assert 0 < sum(goods) < 80
+
+
+def test_both_goodputs_and_the_error_are_printed_for_each_setting(tmp_path, capsys):
+    goods = write_run(tmp_path / "run", LOOP, "neustream", {"rate": 3.0, "cv": 2.0, "slo_scale": 2.5})
+    path = tmp_path / "run" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["settings"][0]["request_goodput"] *= 0.5
+    path.write_text(json.dumps(summary))
+    assert validate.main(["--run", str(tmp_path / "run"), "--tables", str(tmp_path / "tables")]) == 0
+    head, _, first, second = capsys.readouterr().out.splitlines()
+    assert "neustream, measured table of dit-hand on box" in head
+    assert "rate 3 cv 2 slo_scale 2.5" in first
+    assert f"{goods[0]:5} {goods[0]:5}" in first
+    assert "+100.0%" in first
+    assert second.count("+0.0%") == 2
+
+
+def test_another_table_than_the_runs_own_is_found_out(tmp_path):
+    write_run(tmp_path / "run", LOOP, "neustream", {"rate": 3.0, "cv": 2.0, "slo_scale": 2.5})
+    slower = LatencyTable("dit-hand", "box", {"denoise": BatchLatency((1, 2), (0.2, 0.3)), "vae": LOOP["vae"]})
+    save_table(slower, table_path(tmp_path / "tables", "box", "dit-hand"))
+    run = read_run(tmp_path / "run", tmp_path / "tables")
+    with pytest.raises(ValueError, match="not the table of that run"):
+        run.replay(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("summary.json", "{", r"summary\.json: is not JSON"),
+        ("summary.json", "[]", r"summary\.json: expected an object, got list"),
+        ("summary.json", '{"model": "m"}', r"summary\.json: policy is missing"),
+        ("requests.jsonl", '{"setting": 9}\n', r"requests\.jsonl:1: IndexError"),
+        ("requests.jsonl", "nonsense\n", r"requests\.jsonl:1: JSONDecodeError"),
+    ],
+)
+def test_a_damaged_run_is_refused_in_one_line(tmp_path, capsys, name, text, message):
+    write_run(tmp_path / "run", LOOP, "neustream", {"rate": 3.0, "cv": 2.0, "slo_scale": 2.5})
+    (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_run(tmp_path / "run", tmp_path / "tables")
+    with pytest.raises(SystemExit) as ended:
+        validate.main(["--run", str(tmp_path / "run"), "--tables", str(tmp_path / "tables")])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_interrupted_run_and_an_unknown_policy_are_refused(tmp_path, capsys):
+    write_run(tmp_path / "run", LOOP, "neustream", {"rate": 3.0, "cv": 2.0, "slo_scale": 2.5}, complete=False)
+    with pytest.raises(ValueError, match="interrupted"):
+        read_run(tmp_path / "run", tmp_path / "tables")
+    with pytest.raises(SystemExit) as ended:
+        validate.main(["--policy", "nope"])
+    assert ended.value.code == 2
+    assert "unknown policy 'nope'" in capsys.readouterr().err
