@@ -29,8 +29,9 @@ class NeuStreamLoop:
 
     `slo_scale` bounds the batch, so that a request whose every step runs in a full batch still meets an SLO
     of that scale. `handover` is the time that a request takes to reach the next module's process (0 where one
-    process runs all modules). Where one device runs several modules, the one nearest to the end of the
-    pipeline goes first: its requests are the closest to counting.
+    process runs all modules). Where one device runs several modules, those that are visited once go before
+    the loop, or nobody could join its batches (text encoder) or leave them (VAE) while it has requests; among
+    them the one nearest to the end of the pipeline is first: its requests are the closest to counting.
     """
 
     def __init__(self, table: LatencyTable, *, slo_scale: float = 3.0, handover: float = 0.0) -> None:
@@ -52,7 +53,7 @@ class NeuStreamLoop:
                     rejected.append(Rejection(request, reason))
                 else:
                     keep.append(request)
-            if keep and chosen is None:
+            if keep and (chosen is None or (_is_loop(chosen[1]) and not _is_loop(keep))):
                 chosen = module, keep
         if chosen is None:
             return StepPlan(rejected=tuple(rejected))
@@ -64,3 +65,8 @@ class NeuStreamLoop:
     def _is_hopeless(self, now: float, request: Request) -> bool:
         handover = self.handover if request.stage + 1 < len(request.route) else 0.0
         return request.next_deadline - now <= remaining_alone(request, self.table) + handover
+
+
+def _is_loop(waiting: list[Request]) -> bool:
+    """Whether requests visit the module they wait for several times in a row."""
+    return any(request.route[request.stage].visits > 1 for request in waiting)
