@@ -108,3 +108,33 @@ def test_a_late_joiner_among_strangers_equals_itself_alone(sd: Pipeline) -> None
     for job in jobs:
         assert job.image is not None
         assert (job.image - image_alone(sd, job.asked)).abs().max() < TOLERANCE
+
+
+def test_a_request_is_encoded_at_once_and_joins_the_next_step(sd: Pipeline) -> None:
+    """The whole trace: what runs while one request loops, another comes, and each leaves when it is done."""
+    engine = make_engine(sd)
+    trace = []
+
+    def step() -> None:
+        plan, _ = engine.step()
+        trace.append((plan.module, "".join(request.request_id for request in plan.batch)))
+
+    engine.submit(ImageRequest(steps=4, prompt="first", request_id="a"))
+    for _ in range(3):
+        step()
+    engine.submit(ImageRequest(steps=3, prompt="second", request_id="b"))
+    while engine.num_unfinished:
+        step()
+    assert trace == [
+        ("text_encoder", "a"),
+        ("denoise", "a"),
+        ("denoise", "a"),
+        ("text_encoder", "b"),
+        ("denoise", "ab"),
+        ("denoise", "ab"),
+        ("vae", "a"),
+        ("safety", "a"),
+        ("denoise", "b"),
+        ("vae", "b"),
+        ("safety", "b"),
+    ]
