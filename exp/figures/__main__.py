@@ -32,6 +32,7 @@ def parser() -> Parser:
     add("--models", default="", metavar="M,…", help="models, or device/model (default: the paper's)")
     add("--tables", type=Path, default=ROOT / "neusim" / "tables", metavar="DIR", help="latency tables to use")
     add("--policy", default="", metavar="P,…", help="step policies (default: all)")
+    add("--published", action="store_true", help="the paper's request rates (default: multiples of the capacity)")
     add("--requests", type=whole(1), metavar="N", help="requests per simulated run (default 500)")
     add("--seed", type=whole(0), default=0, help="of arrivals and prompts (default 0)")
     add("--processes", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="worker processes")
@@ -50,9 +51,8 @@ def make_plans(options: argparse.Namespace) -> list[Plan]:
     count = options.requests or (QUICK_REQUESTS if options.quick else 500)
     pairs = pick_pairs(options.tables, _names(options.models), quick=options.quick)
     try:
-        return [
-            make_plan(options.tables, pair, policies, count, options.seed, quick=options.quick) for pair in pairs
-        ]
+        how = {"quick": options.quick, "published": options.published}
+        return [make_plan(options.tables, pair, policies, count, options.seed, **how) for pair in pairs]
     except TableError as error:
         raise BadInput(str(error)) from error
 

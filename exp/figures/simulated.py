@@ -10,7 +10,7 @@ from exp.common.arguments import BadInput
 from exp.figures.study import Batches, Study, bin_batches
 from neusim.sim.device import default_device
 from neusim.sim.run import simulate
-from neusim.sim.sweep import MAX_TOKENS, Point, Sweep, default_steps, num_tasks, run_sweep
+from neusim.sim.sweep import MAX_TOKENS, Point, Sweep, default_rate, default_steps, num_tasks, run_sweep
 from neustream.capacity import llm_capacity, pipeline_capacity
 from neustream.policies import is_llm, policies_for
 from neustream.tables import LatencyTable, find_table
@@ -32,6 +32,15 @@ QUICK_PAIRS = (PAIRS[0], PAIRS[6])
 LOADS: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """Rates, as multiples of the device's capacity."""
 USUAL_LOAD = 1.0
+PUBLISHED: dict[tuple[str, str], tuple[float, ...]] = {
+    ("rtx4090", "dit-s-2-256"): (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
+    ("rtx4090", "dit-xl-2-256"): (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    ("rtx4090", "palette-256"): (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    ("rtx4090", "sd15-256"): (0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5),
+    ("rtx4090", "sd15-512"): (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55),
+    ("h100", "sd15-512"): (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2),
+}
+"""The paper's rates; with them the others stay at `neusim.sim.sweep.default_rate`."""
 CVS: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0, 4.0)
 IMAGE_SLO: dict[str, tuple[float, ...]] = {"slo_scale": (1.2, 1.5, 2.0, 3.0, 5.0, 7.0)}
 LLM_SLO: dict[str, tuple[float, ...]] = {"pslo": (1.5, 2.0, 3.0, 5.0, 8.0), "dslo": (1.2, 1.5, 2.0, 3.0, 5.0)}
@@ -80,9 +89,19 @@ def _is_there(tables: Path, pair: tuple[str, str]) -> bool:
 
 
 def make_plan(
-    tables: Path, pair: tuple[str, str], policies: Sequence[str], num_requests: int, seed: int, *, quick: bool
+    tables: Path,
+    pair: tuple[str, str],
+    policies: Sequence[str],
+    num_requests: int,
+    seed: int,
+    *,
+    quick: bool,
+    published: bool = False,
 ) -> Plan:
-    """Check a table, and lay out its sweep. Raises BadInput or TableError."""
+    """Check a table, and lay out its sweep. Raises BadInput or TableError.
+
+    With `published`, rates are the paper's where it has some for this pair, else multiples of the capacity.
+    """
     table = find_table(tables, *pair)
     serving = policies_for(table)
     chosen = tuple(policy for policy in policies if policy in serving) if policies else tuple(serving)
@@ -93,13 +112,16 @@ def make_plan(
         raise BadInput(f"how many denoising steps {table.model} takes is not known")
     capacity = _capacity(table, steps)
     slo = LLM_SLO if is_llm(table) else IMAGE_SLO
+    usual_rate, rates = USUAL_LOAD * capacity, tuple(load * capacity for load in LOADS)
+    if published and pair in PUBLISHED:
+        usual_rate, rates = default_rate(table, {}, MAX_TOKENS) or usual_rate, PUBLISHED[pair]
     usual = Point(
-        float(f"{USUAL_LOAD * capacity:.3g}"),
+        float(f"{usual_rate:.3g}"),
         USUAL_LLM_CV if is_llm(table) else USUAL["cv"],
         {key: USUAL[key] for key in slo},
     )
     thin = slice(None, None, 3) if quick else slice(None)
-    axes = {"rate": tuple(Point(float(f"{load * capacity:.3g}"), usual.cv, usual.slo) for load in LOADS[thin])}
+    axes = {"rate": tuple(Point(float(f"{rate:.3g}"), usual.cv, usual.slo) for rate in rates[thin])}
     axes["cv"] = tuple(Point(usual.rate, cv, usual.slo) for cv in CVS[thin])
     for key, values in slo.items():
         axes[key] = tuple(Point(usual.rate, usual.cv, {**usual.slo, key: value}) for value in values[thin])

@@ -240,6 +240,15 @@ def test_the_papers_pairs_that_have_tables_are_the_default(tables: Path) -> None
     ]
 
 
+def test_rates_are_multiples_of_the_capacity_or_the_papers(tables: Path) -> None:
+    pair = ("rtx4090", "dit-s-2-256")
+    own = make_plan(tables, pair, [], 12, 0, quick=False)
+    assert [round(point.rate / own.capacity, 2) for point in own.axes["rate"]] == [0.25, 0.5, 0.75, 1, 1.25, 1.5, 2]
+    papers = make_plan(tables, pair, [], 12, 0, quick=False, published=True)
+    assert [point.rate for point in papers.axes["rate"]] == [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    assert papers.usual.rate == 2.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
