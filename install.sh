@@ -11,6 +11,7 @@ CACHE=$ROOT/.cache
 LOG=$CACHE/install.log
 VLLM=0.5.4
 VLLM_ARCHIVE_SHA256=90cb96d93c45924cc7d797c0eaef5b7a9779fbba03c3fa1b0ebb134986afd0e0
+WORK="" # a folder for what is not finished yet, once the lock is ours
 exec 4>&2 # what the user must see; inside a stage, 2 goes to the log
 
 usage() {
@@ -33,7 +34,7 @@ EOF
 }
 
 say() { echo "install.sh: $*" >&4; }
-refuse() { say "$*"; exit 2; }
+refuse() { say "$*"; [ -z "$WORK" ] || touch "$WORK/refused"; exit 2; }
 
 parse_arguments() {
     TARGET="" VENV=$ROOT/.venv
@@ -117,10 +118,8 @@ find_missing_system_packages() {
 
 check_system_packages() {
     find_missing_system_packages
-    [ ${#MISSING[@]} -gt 0 ] || return 0
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    [ ${#MISSING[@]} -eq 0 ] || { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; } ||
         refuse "missing on this system: ${MISSING[*]}; on Debian or Ubuntu: sudo apt-get install ${MISSING[*]}"
-    fi
 }
 
 check_disk() {
@@ -148,13 +147,11 @@ stage() { # $1: what it does, $2: how long that usually takes, then the function
     (set -e; "$@") >>"$LOG" 2>&1 9>&-
     status=$?
     set -e
-    if [ $status -eq 2 ]; then exit 2; fi # it has refused, and said why
-    if [ $status -ne 0 ]; then
-        tail -n 25 "$LOG" >&4
-        say "failed: $title; above is the end of $LOG"
-        exit 1
-    fi
-    say "    done in $((SECONDS - started)) s"
+    if [ -e "$WORK/refused" ]; then exit 2; fi # and it has said why
+    if [ $status -eq 0 ]; then say "    done in $((SECONDS - started)) s"; return; fi
+    tail -n 25 "$LOG" >&4
+    say "failed: $title; above is the end of $LOG"
+    exit 1
 }
 
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
@@ -174,23 +171,24 @@ make_venv() {
 }
 
 install_torch() {
-    local version
-    version=$(pin torch)
-    if [ "$TARGET" = cuda ]; then pip install --no-deps "torch==$version"; return; fi
+    if [ "$TARGET" = cuda ]; then pip install --no-deps "torch==$(pin torch)"; return; fi
     # On x86_64 the plain version is a CUDA build of several GB, useless to a vLLM that was compiled for the CPU.
-    pip install --no-deps "torch==$version+cpu" || refuse "pip's sources have no CPU build of PyTorch $version:" \
-        "name an index or folder that has in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS"
+    if pip install --no-deps "torch==$(pin torch)+cpu"; then return; fi
+    # If pip saw other versions, it is not the network that failed.
+    ! tail -n 5 "$LOG" | grep 'from versions: [0-9]' || refuse "pip's sources have no CPU build of PyTorch" \
+        "$(pin torch): name an index or folder that has it in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS"
+    return 1
 }
 
 install_packages() {
     touch "$STATE/busy"
     rm -f "$STATE/packages"
     install_torch
-    grep -vE '^(torch|vllm)==' "$PINS" >"$TMP/pins.txt"
-    pip install --no-deps -r "$TMP/pins.txt"
+    grep -vE '^(torch|vllm)==' "$PINS" >"$WORK/pins.txt"
+    pip install --no-deps -r "$WORK/pins.txt"
     if [ -f "$STATE/pins" ]; then # what an earlier list had and this one lacks
-        comm -23 <(sed -n 's/==.*//p' "$STATE/pins" | sort) <(sed -n 's/==.*//p' "$PINS" | sort) >"$TMP/gone.txt"
-        [ ! -s "$TMP/gone.txt" ] || pip uninstall -y -r "$TMP/gone.txt"
+        comm -23 <(sed -n 's/==.*//p' "$STATE/pins" | sort) <(sed -n 's/==.*//p' "$PINS" | sort) >"$WORK/gone.txt"
+        [ ! -s "$WORK/gone.txt" ] || pip uninstall -y -r "$WORK/gone.txt"
     fi
     # Makes the repository's packages importable from any folder, and from processes that vLLM or Ray start.
     echo "$ROOT" >"$(site_packages)/neustream.pth"
@@ -202,7 +200,7 @@ install_packages() {
 site_packages() { "$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
 unpack_vllm_source() { # pip cannot: it builds the metadata, and refuses its "+cpu" for not being in the file's name
-    "$VENV/bin/python" - "vllm==$VLLM" "$VLLM_ARCHIVE_SHA256" "$TMP" <<'EOF'
+    "$VENV/bin/python" - "vllm==$VLLM" "$VLLM_ARCHIVE_SHA256" "$WORK" <<'EOF'
 import ast, os, subprocess, sys
 from unearth import PackageFinder
 
@@ -233,18 +231,18 @@ EOF
 build_vllm_wheel() {
     unpack_vllm_source
     # GIT_DIR: or setup.py records the commit of the repository around it, ours, as vLLM's.
-    (cd "$TMP/vllm" && PATH=$VENV/bin:$PATH VLLM_TARGET_DEVICE=cpu MAX_JOBS=$(nproc) GIT_DIR=/nonexistent \
-        CXX=${CXX:-g++} "$VENV/bin/python" -m pip wheel --no-build-isolation --no-deps --wheel-dir "$TMP/wheel" .)
+    (cd "$WORK/vllm" && PATH=$VENV/bin:$PATH VLLM_TARGET_DEVICE=cpu MAX_JOBS=$(nproc) GIT_DIR=/nonexistent \
+        CXX=${CXX:-g++} "$VENV/bin/python" -m pip wheel --no-build-isolation --no-deps --wheel-dir "$WORK/wheel" .)
     mkdir -p "$CACHE/wheels"
     rm -rf "${CACHE:?}/wheels/$VLLM_KEY"
-    mv "$TMP/wheel" "$CACHE/wheels/$VLLM_KEY"
+    mv "$WORK/wheel" "$CACHE/wheels/$VLLM_KEY"
 }
 
 install_vllm() {
     rm -f "$STATE/vllm" "$STATE/patches"
     local packages
     packages=$(site_packages)
-    rm -rf "$packages"/vllm "$packages"/vllm-*.dist-info # pip trips over one that it was interrupted in
+    rm -rf "${packages:?}"/vllm "$packages"/vllm-*.dist-info # pip trips over one that it was interrupted in
     if [ "$TARGET" = cuda ]; then pip install --no-deps "vllm==$VLLM"
     else pip install --no-deps "$CACHE/wheels/$VLLM_KEY"/vllm-*.whl; fi
     echo "$VLLM_KEY" >"$STATE/vllm"
@@ -252,7 +250,7 @@ install_vllm() {
 
 apply_patches() {
     cd "$ROOT"
-    "$VENV/bin/python" -m vllm_patch apply 2>&4
+    "$VENV/bin/python" -m vllm_patch apply 2>&4 || { touch "$WORK/refused"; exit 2; } # it says what is wrong
     echo "$PATCHES_KEY" >"$STATE/patches"
 }
 
@@ -260,15 +258,14 @@ take_lock() {
     mkdir -p "$CACHE" 2>/dev/null && exec 9>"$CACHE/install.lock" || refuse "cannot write to $CACHE"
     flock --nonblock 9 || { say "another install.sh is at work here; waiting for it to end"; flock 9; }
     rm -rf "$CACHE"/tmp.* # of a run that was killed
-    TMP=$(mktemp -d "$CACHE/tmp.XXXXXX")
-    trap 'rm -rf "$TMP"' EXIT
+    WORK=$(mktemp -d "$CACHE/tmp.XXXXXX")
+    trap 'rm -rf "$WORK"' EXIT
     trap 'say "interrupted; run it again to go on from here"; exit 130' INT TERM
 }
 
 main() {
     parse_arguments "$@"
-    # What the environment of the caller must not decide
-    unset PYTHONPATH PYTHONHOME
+    unset PYTHONPATH PYTHONHOME # which packages are there is not the caller's environment's to decide
     export PYTHONNOUSERSITE=1
     compute_keys
     if is_complete; then say "nothing to do: $VENV is complete ($TARGET)"; exit 0; fi
@@ -277,7 +274,6 @@ main() {
     find_python
     check_system_packages
     check_disk
-
     take_lock
     if is_complete; then say "nothing left to do: $VENV is complete ($TARGET)"; exit 0; fi
     : >"$LOG"
@@ -287,8 +283,7 @@ main() {
         rm -rf "$VENV"
         stage "virtual environment" "5 s" make_venv
     fi
-    has_stamp packages "$PACKAGES_KEY" ||
-        stage "Python packages" "1 to 3 minutes; CUDA: 10" install_packages
+    has_stamp packages "$PACKAGES_KEY" || stage "Python packages" "1 to 3 minutes; CUDA: 10" install_packages
     # Other patches than those that were applied: they go on an unpatched vLLM.
     if [ -f "$STATE/patches" ] && ! has_stamp patches "$PATCHES_KEY"; then rm -f "$STATE/vllm"; fi
     if ! has_stamp vllm "$VLLM_KEY"; then

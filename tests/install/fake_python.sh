@@ -1,7 +1,7 @@
 #!/bin/sh
 # A stand-in for python3.11 and for the python of the virtual environment: install.sh runs all its stages with it in
 # a moment and without a network. It appends what it was asked to $CALLS, and makes the files that are expected of it.
-# $FAIL and $HANG: patterns of calls that fail, or that never end.
+# $FAIL and $HANG: patterns of calls that fail (with $FAIL_CODE, saying $FAIL_WORDS), or that never end.
 case "$*" in
     "-c import sys;"*) echo "${FAKE_VERSION:-3.11}"; exit ;;
     "-c import sysconfig;"*) mkdir -p "${0%/bin/python}/lib"; echo "${0%/bin/python}/lib"; exit ;;
@@ -18,7 +18,7 @@ case "$call" in
 esac
 echo "$call" >>"$CALLS"
 case "$call" in ${HANG:-none}) exec sleep 20 ;; esac
-case "$call" in ${FAIL:-none}) echo "no luck with: $call" >&2; exit 1 ;; esac
+case "$call" in ${FAIL:-none}) echo "${FAIL_WORDS:-no luck with: $call}" >&2; exit "${FAIL_CODE:-1}" ;; esac
 case "$call" in
     "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "unpack "*) mkdir -p "$4/vllm" ;;

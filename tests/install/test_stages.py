@@ -72,9 +72,9 @@ def test_changed_patches_go_on_a_fresh_vllm_and_compile_nothing(machine: Machine
 
 
 def test_refused_patches_are_told_in_the_tools_own_line(machine: Machine) -> None:
-    result = machine.run(FAIL="-m vllm_patch apply")
-    assert result.returncode == 1
-    assert "no luck with: -m vllm_patch apply\n" in result.stderr
+    result = machine.run(FAIL="-m vllm_patch apply", FAIL_WORDS="vllm_patch: changed by somebody: a.py", FAIL_CODE="2")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "vllm_patch: changed by somebody: a.py"
 
 
 def test_changed_pins_update_in_place_and_remove_what_is_gone(machine: Machine) -> None:
@@ -149,13 +149,21 @@ def test_asking_for_the_other_target_builds_anew(machine: Machine) -> None:
 
 
 def test_no_cpu_build_of_torch_says_where_to_name_one(machine: Machine) -> None:
-    result = machine.run(FAIL="pip install --no-deps torch==2.13.0+cpu")
+    words = "ERROR: Could not find a version that satisfies torch==2.13.0+cpu (from versions: 2.12.0, 2.13.0)"
+    result = machine.run(FAIL=TORCH[0], FAIL_WORDS=words)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == (
         "install.sh: pip's sources have no CPU build of PyTorch 2.13.0: "
-        "name an index or folder that has in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS"
+        "name an index or folder that has it in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS"
     )
     assert machine.take_calls() == [*venv(machine), *TORCH]
+
+
+def test_a_network_that_fails_is_not_mistaken_for_a_missing_build(machine: Machine) -> None:
+    result = machine.run(FAIL=TORCH[0], FAIL_WORDS="ERROR: ... (from versions: none)", FAIL_CODE="2")
+    assert result.returncode == 1
+    assert "(from versions: none)\n" in result.stderr
+    assert "failed: Python packages" in result.stderr.splitlines()[-1]
 
 
 def test_failure_shows_the_end_of_the_log(machine: Machine) -> None:
