@@ -13,6 +13,8 @@ from neustream.policies.fcfs import Fcfs
 from neustream.policies.first_in import FirstIn
 from neustream.policies.neustream_llm import NeuStreamLlm
 from neustream.policies.neustream_loop import NeuStreamLoop
+from neustream.policies.slack_llm import SlackLlm
+from neustream.policies.slack_loop import SlackLoop
 from neustream.tables import LatencyTable
 
 __all__ = ["DECODE", "POLICIES", "PREFILL", "Entry", "StepPolicy", "is_llm", "make_policy", "policies_for"]
@@ -33,6 +35,7 @@ POLICIES: Mapping[str, Entry] = {
     "fcfs": Entry("vLLM's default: every prefill that fits, before any decode", llm=lambda table: Fcfs()),
     "neustream": Entry("the paper's rules: credit (LLM), passed-over first (loop)", NeuStreamLlm, NeuStreamLoop),
     "clockwork": Entry("whole requests of equal step counts, by latest start (OSDI'20)", loop=Clockwork),
+    "slack": Entry("ours: start only what leaves every promise kept", SlackLlm, SlackLoop),
 }
 
 

@@ -1,0 +1,94 @@
+"""Whether a set of requests in one loop can all make it, by the loop's latency curve; and in which batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from neustream.request import Request
+
+
+class Job(NamedTuple):
+    """A request and what it still needs of a loop."""
+
+    request: Request
+    steps: int
+    """Visits of the loop that it has left."""
+    margin: float
+    """Seconds from now until its last visit must be over."""
+    tail: float
+    """Seconds that its other modules take from the loop."""
+    begun: bool
+    """Whether it has visited the loop: a promise."""
+
+    @property
+    def pace(self) -> float:
+        """Seconds that each of its steps may take on average."""
+        return self.margin / self.steps
+
+
+class FluidFit:
+    """Two sufficient schedules, both in closed form: everybody in every step, and taking turns.
+
+    `seconds[b]` is the duration of a step with b requests, never falling; no step holds more than `largest`.
+    """
+
+    def __init__(self, seconds: Sequence[float], largest: int) -> None:
+        self.seconds = seconds
+        self.largest = largest
+        self._curve = np.asarray(seconds)
+
+    def all_fit(self, jobs: Sequence[Job]) -> bool:
+        """Whether one of the two schedules is predicted to finish every job within its margin."""
+        if not jobs:
+            return True
+        steps, margins, tails = np.array([job[1:4] for job in jobs]).T
+        return self._together(steps, margins, tails) or self._in_turns(steps, margins, tails)
+
+    def batch(self, jobs: list[Job]) -> list[Job]:
+        """The next step's batch of jobs that fit: all of them if that works out, else those with least laxity.
+
+        Taking turns, the batch is the largest whose step is no longer than the tightest pace.
+        """
+        steps, margins, tails = np.array([job[1:4] for job in jobs]).T
+        if self._together(steps, margins, tails):
+            return jobs
+        size = max(self._turn_size(float((margins / steps).min())), 1)
+        step = self.seconds[size]
+        return sorted(jobs, key=lambda job: job.margin - job.steps * step)[:size]
+
+    def _turn_size(self, pace: float) -> int:
+        """The largest batch whose step takes at most `pace` seconds; 0 where none does."""
+        return int(np.searchsorted(self._curve[: self.largest + 1], pace, side="right")) - 1
+
+    def _together(self, steps: np.ndarray, margins: np.ndarray, tails: np.ndarray) -> bool:  # type: ignore[type-arg]
+        """Everybody in every step: the batch shrinks, and steps get faster, as jobs finish, shortest first."""
+        count = len(steps)
+        if count > self.largest:
+            return False
+        order = np.argsort(steps, kind="stable")
+        segments = np.diff(steps[order], prepend=0.0) * self._curve[count:0:-1]
+        tail = tails[order]
+        ends = np.cumsum(segments + tail) - tail
+        return bool((ends <= margins[order]).all())
+
+    def _in_turns(self, steps: np.ndarray, margins: np.ndarray, tails: np.ndarray) -> bool:  # type: ignore[type-arg]
+        """Batches of one size b, taken in turns by least laxity: b slots, as b processors with preemption.
+
+        Up to a time t the jobs must receive the work whose deadline has come and the work that is too much
+        for what remains afterwards: `Σ (t − latest start)⁺ − Σ (t − margin)⁺`, of which b slots do b·t.
+        """
+        size = self._turn_size(float((margins / steps).min()))
+        if size < 1:
+            return False
+        order = np.argsort(margins, kind="stable")
+        due = margins[order]
+        latest = np.sort(margins - steps * self.seconds[size])
+        latest_sums = np.concatenate(([0.0], np.cumsum(latest)))
+        num_late = np.searchsorted(latest, due, side="left")
+        num_due = np.arange(1, len(due) + 1)
+        must = num_late * due - latest_sums[num_late] - (num_due * due - np.cumsum(due))
+        tail = tails[order]
+        return bool((must <= size * (due - np.cumsum(tail) + tail)).all())

@@ -1,0 +1,62 @@
+"""When everybody will be done who decodes side by side, and whether that is in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from neustream.latency import LatencyModel, Shape
+from neustream.plan import UNLIMITED, Limits
+
+SIZES = 2048
+"""Batch sizes for which the step's constant part is tabulated; larger ones cost as much as this one."""
+
+
+class Member(NamedTuple):
+    """A request that decodes: what the forecast needs of it."""
+
+    left: int
+    """Steps that it has left; by its maximum, since nobody knows when a text will end."""
+    context: int
+    """Units of context in its next step, times its width."""
+    width: int
+    last_due: float
+    """Deadline of its last unit; infinite where nothing is promised to it."""
+
+
+class DecodeForecast:
+    """Decode steps of a changing batch in closed form: `base(batch) + slope × Σ context`, summed over the steps.
+
+    Everybody decodes in every step; each step adds one unit of context per seat, and a request's context
+    goes away with it after its last step.
+    """
+
+    def __init__(self, model: LatencyModel) -> None:
+        self.slope = model.standalone(1)[1]
+        self._base = [model.predict(Shape(max(batch, 1))) for batch in range(SIZES)]
+        self._bases = np.array(self._base)
+
+    def step(self, shape: Shape) -> float:
+        """Seconds of one step."""
+        return self._base[min(shape.batch, SIZES - 1)] + self.slope * shape.context
+
+    def holds(self, start: float, members: Sequence[Member], added: Sequence[Member], limits: Limits) -> bool:
+        """Whether all, decoding from `start` on, end in time and never need more memory than there is."""
+        rows = np.array([*members, *added], dtype=float)
+        rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        left, context, width, last_due = rows.T
+        steps = np.diff(left, prepend=0.0)
+        seats = width[::-1].cumsum()[::-1]
+        # A request's context at its start, and what it has grown by when a segment of steps begins.
+        contexts = context[::-1].cumsum()[::-1] + (left - steps) * seats
+        bases = self._bases[np.minimum(seats, SIZES - 1).astype(int)]
+        seconds = steps * (bases + self.slope * (contexts + seats * (steps - 1.0) * 0.5))
+        if (start + seconds.cumsum() > last_due).any():
+            return False
+        if limits.total_blocks >= UNLIMITED:
+            return True
+        # Every sequence wastes half a block on average.
+        peak = ((contexts + steps * seats) / limits.block_size + seats * 0.5).max()
+        return bool(peak <= limits.total_blocks - limits.spare_blocks)

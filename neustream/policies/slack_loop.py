@@ -1,0 +1,209 @@
+"""slack, for pipelines of loop modules: start a request only if every started one still makes it.
+
+docs/slack.md explains the rule and shows what it gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from neustream.latency import BatchLatency, Shape
+from neustream.plan import Limits, Rejection, StepPlan
+from neustream.policies.slack_fit import FluidFit, Job
+from neustream.request import Request, Route
+from neustream.streams import Streams
+from neustream.tables import LatencyTable
+
+MAX_BATCH = 64
+"""Batch sizes beyond this are never planned, whatever the table covers."""
+MAX_MEMO = 4096
+SECOND_CHANCES = 2
+"""How many of those that did not fit together are tried again one by one."""
+
+
+class Way(NamedTuple):
+    """What lies ahead of a request that stands at some stage of a route, in seconds if it were alone."""
+
+    loop: str | None
+    """The next module that is visited more than once, if any is ahead."""
+    stage: int
+    """Its place in the route (the stage itself where there is none)."""
+    before: float
+    """The visits before it."""
+    after: float
+    """The visits after it; all visits where there is no loop ahead."""
+    later: tuple[tuple[str, float], ...]
+    """The modules after the loop, with the visits' seconds."""
+    handovers: int
+
+
+class SlackLoop:
+    """Commits only to what can be kept: see `plan`.
+
+    A request whose loop has begun is a promise. `slo_scale` is accepted, as by every loop policy, and not
+    needed: the deadlines say it all. `handover` is the time that a request takes to reach the next module's
+    process, 0 where one process runs all modules.
+    """
+
+    def __init__(self, table: LatencyTable, *, slo_scale: float = 3.0, handover: float = 0.0) -> None:
+        if slo_scale < 1.0:
+            raise ValueError(f"slo_scale must be at least 1, got {slo_scale:g}")
+        if handover < 0.0:
+            raise ValueError(f"handover must be at least 0, got {handover:g}")
+        self.table = table
+        self.handover = handover
+        self.seconds = {module: step_seconds(table, module) for module in table.modules}
+        """Per module: seconds of a step by batch size (entry 0 unused), never falling."""
+        self._busy = {module: gpu_share(seconds) for module, seconds in self.seconds.items()}
+        self._ways: dict[int, tuple[Route, list[Way]]] = {}
+
+    def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+        """The module nearest to the end of the pipeline first, as its requests are the closest to counting.
+
+        A module with no loop ahead runs its most urgent. A loop runs a set of requests that all make it,
+        chosen by `_keepable`; those of the set that still stand before the loop are brought there first.
+        """
+        rejected: list[Rejection] = []
+        last: dict[str, list[tuple[float, Request]]] = {}
+        loops: dict[str, list[Job]] = {}
+        for module in streams.modules:
+            for request in streams[module]:
+                way = self._way(request)
+                margin = request.next_deadline - now - way.handovers * self.handover
+                if way.loop is None:
+                    if margin < way.after:
+                        rejected.append(self._hopeless(request, now, way.after))
+                    else:
+                        last.setdefault(module, []).append((margin - way.after, request))
+                    continue
+                left = request.left[way.stage]
+                alone = left * self.seconds[way.loop][1]
+                margin -= way.before
+                if margin - way.after < alone:
+                    rejected.append(self._hopeless(request, now, way.before + alone + way.after))
+                    continue
+                begun = left < request.route[way.stage].visits
+                after = self._contended(way, streams) if self.handover else way.after
+                tail = after - way.after if self.handover else way.after
+                loops.setdefault(way.loop, []).append(Job(request, left, margin - after, way.before + tail, begun))
+        for module in reversed(streams.modules):
+            if module in last:
+                return StepPlan(module, self._urgent(module, last[module], limits), tuple(rejected))
+            if module in loops:
+                target, batch = self._loop_step(module, loops[module], streams, limits)
+                return StepPlan(target, batch, tuple(rejected))
+        for jobs in loops.values():  # the loop runs in another process: pass everything on to it
+            module = jobs[0].request.module
+            urgent = [(job.margin, job.request) for job in jobs if job.request.module == module]
+            return StepPlan(module, self._urgent(module, urgent, limits), tuple(rejected))
+        return StepPlan(rejected=tuple(rejected))
+
+    def _loop_step(
+        self, loop: str, jobs: list[Job], streams: Streams, limits: Limits
+    ) -> tuple[str, tuple[Request, ...]]:
+        """The step that serves the loop best: the loop itself, or what brings the chosen to it."""
+        fit = FluidFit(self.seconds[loop], self._largest(loop, limits))
+        kept = self._keepable(jobs, fit)
+        for module in streams.modules:
+            if module == loop:
+                break
+            urgent = [(job.margin, job.request) for job in kept if job.request.module == module]
+            if urgent:
+                return module, self._urgent(module, urgent, limits)
+        here = [job for job in kept if job.request.module == loop]
+        if here:
+            return loop, tuple(job.request for job in fit.batch(here))
+        # Nobody's deadline can be promised: serve whoever has most slack, rather than nobody.
+        job = max(jobs, key=lambda job: job.pace)
+        return job.request.module, (job.request,)
+
+    def _keepable(self, jobs: list[Job], fit: FluidFit) -> list[Job]:
+        """The requests to serve: all promises that can be kept, then as many others as fit beside them.
+
+        Whoever needs the steps to be fastest costs the others most, so these are left out first. Left out is
+        not rejected: they wait until they fit, or until nothing can save them.
+        """
+        if fit.all_fit(jobs):
+            return jobs
+        kept: list[Job] = []
+        for begun in (True, False):
+            group = sorted((job for job in jobs if job.begun is begun), key=lambda job: -job.pace)
+            low, high = 0, len(group)
+            while low < high:
+                middle = (low + high + 1) // 2
+                if fit.all_fit(kept + group[:middle]):
+                    low = middle
+                else:
+                    high = middle - 1
+            kept = kept + group[:low]
+            for job in group[low + 1 : low + 1 + SECOND_CHANCES]:
+                if fit.all_fit([*kept, job]):
+                    kept = [*kept, job]
+        return kept
+
+    def _urgent(self, module: str, waiting: list[tuple[float, Request]], limits: Limits) -> tuple[Request, ...]:
+        """The most urgent of `(slack, request)`: as many as the tightest slack allows in one step."""
+        waiting.sort(key=lambda pair: pair[0])
+        seconds = self.seconds[module]
+        size = min(self._largest(module, limits), len(waiting))
+        while size > 1 and seconds[size] - seconds[1] > waiting[0][0]:
+            size -= 1
+        return tuple(request for _, request in waiting[:size])
+
+    def _largest(self, module: str, limits: Limits) -> int:
+        return max(min(len(self.seconds[module]) - 1, limits.max_batch.get(module, MAX_BATCH)), 1)
+
+    def _hopeless(self, request: Request, now: float, alone: float) -> Rejection:
+        due = request.next_deadline - now
+        return Rejection(request, f"due in {due:.3f} s, alone it takes {alone:.3f} s")
+
+    def _way(self, request: Request) -> Way:
+        route = request.route
+        known = self._ways.get(id(route))
+        if known is None or known[0] is not route:
+            if len(self._ways) >= MAX_MEMO:
+                self._ways.clear()
+            known = self._ways[id(route)] = route, [self._way_from(route, stage) for stage in range(len(route))]
+        return known[1][request.stage]
+
+    def _way_from(self, route: Route, stage: int) -> Way:
+        ahead = range(stage, len(route))
+        loop = next((i for i in ahead if route[i].visits > 1), None)
+        handovers = sum(1 for i in ahead[1:] if route[i].visits)
+        if loop is None:
+            after = sum(self.seconds[route[i].module][1] * route[i].visits for i in ahead)
+            return Way(None, stage, 0.0, after, (), handovers)
+        before = sum(self.seconds[route[i].module][1] * route[i].visits for i in range(stage, loop))
+        later = tuple((s.module, self.seconds[s.module][1] * s.visits) for s in route[loop + 1 :])
+        return Way(route[loop].module, loop, before, sum(seconds for _, seconds in later), later, handovers)
+
+    def _contended(self, way: Way, streams: Streams) -> float:
+        """Seconds of the visits after the loop beside the loop's own process, by the GPU shares of both."""
+        assert way.loop is not None
+        busy = self._busy[way.loop]
+        num_looping = len(streams[way.loop]) if way.loop in streams.modules else 1
+        share = busy[min(max(num_looping, 1), len(busy) - 1)]
+        return sum(seconds * max(1.0, share + self._busy[module][1]) for module, seconds in way.later)
+
+
+def step_seconds(table: LatencyTable, module: str) -> list[float]:
+    """Seconds of a step by batch size, for every size that was measured; noise that makes it fall is levelled."""
+    model = table[module]
+    largest = min(model.largest, MAX_BATCH) if isinstance(model, BatchLatency) else MAX_BATCH
+    seconds = [0.0]
+    for batch in range(1, largest + 1):
+        seconds.append(max(seconds[-1], model.predict(Shape(batch))))
+    return seconds
+
+
+def gpu_share(seconds: Sequence[float]) -> list[float]:
+    """Share of a step, by batch size, in which it keeps the device busy: the rest is launching its kernels.
+
+    On a full device each further request costs its own arithmetic; so the slope over the upper half of the
+    batch sizes is the arithmetic of one request.
+    """
+    largest = len(seconds) - 1
+    middle = max(largest // 2, 1)
+    slope = (seconds[largest] - seconds[middle]) / (largest - middle) if largest > middle else seconds[1]
+    return [0.0, *(min(batch * slope / seconds[batch], 1.0) for batch in range(1, largest + 1))]
