@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffusion_plugin import ImageRequest, Pipeline, load_pipeline
 from diffusion_plugin.executor import DiffusionExecutor
-from diffusion_plugin.request import Job
 from neustream import Request, StepPlan
 from neustream.slo import NO_DEADLINES
 from neustream.workload import LOOP_MODULE, pipeline_route
@@ -36,13 +35,9 @@ def make_plan(pipeline: Pipeline, executor: DiffusionExecutor, batch: int, sched
     for i in range(batch):
         steps = 200 + 3 * i
         asked = ImageRequest(steps=steps, seed=i, schedule=schedule, **pipeline.example(i))
-        inputs = pipeline.prepare(asked)
         request = Request(f"{i}", 0.0, NO_DEADLINES, pipeline_route(pipeline.modules, steps))
         request.stage = stage
-        kind = schedule or pipeline.spec.schedules[0]
-        rows = executor.state.table.schedule(kind, steps)
-        is_guided = "guidance" in inputs and float(inputs["guidance"]) > 1
-        executor.add(Job(request, asked, inputs, rows, is_guided, stage))
+        executor.add(executor.state.job(asked, request))
         requests.append(request)
     return StepPlan(LOOP_MODULE, tuple(requests))
 

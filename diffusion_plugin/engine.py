@@ -12,7 +12,7 @@ from diffusion_plugin.request import ImageRequest, ImageResult, Job
 from neustream import LatencyTable, Request, StepLoop, StepPlan, StepPolicy, Streams, make_policy
 from neustream.loop import Clock
 from neustream.policies.neustream_loop import MAX_BATCH
-from neustream.workload import LOOP_MODULE, pipeline_route
+from neustream.workload import pipeline_route
 
 OnStep = Callable[[StepPlan, float, float, float], None]
 
@@ -59,20 +59,11 @@ class Engine:
         `arrival`, on the engine's clock, defaults to now. Raises ValueError, one line, for bad input.
         """
         moment = self.clock() if arrival is None else arrival
-        inputs = self.pipeline.prepare(asked)
-        guidance = inputs.get("guidance")
         route = pipeline_route(self.pipeline.modules, asked.steps)
         request_id = asked.request_id or f"image-{next(self._ids)}"
         deadlines = asked.slo().bind(moment, route, 1, self.table)
-        kind = asked.schedule or self.pipeline.spec.schedules[0]
-        return Job(
-            request=Request(request_id, moment, deadlines, route, on_miss=asked.on_miss),
-            asked=asked,
-            inputs=inputs,
-            schedule=self.executor.state.table.schedule(kind, asked.steps),
-            is_guided=guidance is not None and float(guidance) > 1.0,
-            loop_stage=self.pipeline.modules.index(LOOP_MODULE),
-        )
+        request = Request(request_id, moment, deadlines, route, on_miss=asked.on_miss)
+        return self.executor.state.job(asked, request)
 
     def submit(self, asked: ImageRequest, *, arrival: float | None = None) -> Job:
         """Take a request. Raises ValueError, one line, for bad input or an id in use."""

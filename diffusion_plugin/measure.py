@@ -6,8 +6,6 @@ import statistics
 import time
 from collections.abc import Sequence
 
-import torch
-
 from diffusion_plugin.executor import DiffusionExecutor, out_of_memory
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, Job
@@ -15,7 +13,7 @@ from neustream import LatencyTable, Request, StepPlan
 from neustream.latency import BatchLatency
 from neustream.policies.neustream_loop import MAX_BATCH
 from neustream.slo import NO_DEADLINES
-from neustream.workload import LOOP_MODULE, pipeline_route
+from neustream.workload import pipeline_route
 
 QUICK_SIZES = (1, 2, 4, 8, 16, 32)
 QUICK_REPEATS = 5
@@ -58,16 +56,8 @@ class ModuleTimer:
     def _add_job(self) -> None:
         index = len(self.jobs)
         asked = ImageRequest(steps=STEPS, seed=index, **self.pipeline.example(index))
-        inputs = self.pipeline.prepare(asked)
         route = pipeline_route(self.pipeline.modules, STEPS)
-        job = Job(
-            request=Request(f"timed-{index}", 0.0, NO_DEADLINES, route),
-            asked=asked,
-            inputs=inputs,
-            schedule=self.executor.state.table.schedule(self.pipeline.spec.schedules[0], STEPS),
-            is_guided=float(inputs.get("guidance", torch.tensor(0.0))) > 1.0,
-            loop_stage=self.pipeline.modules.index(LOOP_MODULE),
-        )
+        job = self.executor.state.job(asked, Request(f"timed-{index}", 0.0, NO_DEADLINES, route))
         self.executor.add(job)
         self.jobs.append(job)
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from diffusion_plugin.pool import SlotPool
-from diffusion_plugin.request import Job
+from diffusion_plugin.request import ImageRequest, Job
 from diffusion_plugin.schedules import CoefficientTable
+from neustream import Request
+from neustream.workload import LOOP_MODULE
 
 if TYPE_CHECKING:
     from diffusion_plugin.pipelines.base import Pipeline
@@ -52,6 +54,21 @@ class State:
         self.pool = SlotPool(fields, pipeline.device, num_slots)
         self.table = CoefficientTable(
             pipeline.scheduler, pipeline.device, learned_variance=pipeline.has_learned_variance
+        )
+
+    def job(self, asked: ImageRequest, request: Request) -> Job:
+        """The job of a request: its inputs and its schedule. Touches nothing shared, so any thread may call it.
+
+        Raises ValueError, one line, for what the pipeline cannot make.
+        """
+        inputs = self.pipeline.prepare(asked)
+        return Job(
+            request=request,
+            asked=asked,
+            inputs=inputs,
+            schedule=self.table.schedule(asked.schedule or self.pipeline.spec.schedules[0], asked.steps),
+            is_guided="guidance" in inputs and float(inputs["guidance"]) > 1.0,
+            loop_stage=self.pipeline.modules.index(LOOP_MODULE),
         )
 
     def join(self, job: Job) -> None:

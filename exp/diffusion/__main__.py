@@ -40,6 +40,7 @@ def header(options: argparse.Namespace, spec: ModelSpec, found: LatencyTable, pa
         "table": str(path),
         "table_origin": found.origin,
         "table_device": found.device,
+        "table_digest": table.digest(path),
         "capacity": options.capacity,
         "requests": options.requests,
         "steps": {"lowest": options.steps[0], "highest": options.steps[1] - 1},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,11 @@ def profile_table(path: Path, options: argparse.Namespace, spec: ModelSpec) -> N
         raise KeyboardInterrupt
     if code:
         raise RunFailed(f"no latency table: the profiler ended with exit code {code} ({' '.join(command)})")
+
+
+def digest(path: Path) -> str:
+    """Tells tables apart when runs are compared."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def capacity(table: LatencyTable, spec: ModelSpec, steps: tuple[int, int], slo_scale: float) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffusion_plugin.models import MODELS, model_spec
 from neusim.profiling.fit import fit_batch
-from neusim.profiling.measure import disturbed, measure, medians, spread
+from neusim.profiling.measure import Visits, disturbed, measure, medians, spread
 from neusim.profiling.partial import Partial, partial_path
 from neusim.profiling.settings import Settings, SettingsError
 from neustream.tables import LatencyTable
@@ -78,17 +78,18 @@ def profile(settings: Settings) -> LatencyTable:
         progress=settings.progress,
         label=settings.name,
     )
-    seconds = medians(visits)
-    fits = {
-        module: fit_batch({p.batch: seconds[p] for p in points if p.module == module}, spread(visits))
-        for module in pipeline.modules
-    }
+    return _table(settings, visits, {"dtype": dtype, "threads": threads if settings.device == "cpu" else None})
+
+
+def _table(settings: Settings, visits: Visits[Point], how: dict[str, Any]) -> LatencyTable:
+    seconds, noise = medians(visits), spread(visits)
+    modules = dict.fromkeys(point.module for point in visits)
+    fits = {module: fit_batch({p.batch: seconds[p] for p in visits if p.module == module}, noise) for module in modules}
     info: dict[str, Any] = {
-        "dtype": dtype,
+        **how,
         "source": f"neusim/profile.py, {versions()}, {date.today().isoformat()}",
         "quick": settings.quick,
-        "threads": threads if settings.device == "cpu" else None,
-        "spread": round(spread(visits), 4),
+        "spread": round(noise, 4),
         "disturbed": round(disturbed(visits), 4),
         "fit": {module: report for module, (_, report) in fits.items()},
     }
