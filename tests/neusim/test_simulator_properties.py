@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neusim.bound import request_bound
 from neusim.sim import Device, LlmWorkload, PipelineWorkload, Workload, default_device, named_policy, simulate
 from neusim.sim.memory import KvMemory
 from neusim.sim.sweep import Sweep, points, run_sweep
@@ -65,6 +66,10 @@ def test_every_request_ends_exactly_once_and_the_sum_is_right(name, table, devic
         if request.outcome in (Outcome.MET, Outcome.LATE):
             assert request.units == request.max_units
             assert not any(request.left)
+    if not device.jitter:
+        requests = list(given_to_it.requests(table))
+        seats = device.max_num_seqs if table is LLM else None
+        assert result.good <= request_bound(requests, table, devices=device.layout, max_batch=seats)
     for step in result.steps:
         assert step.end > step.start
         assert len(set(step.batch)) == len(step.batch)
