@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,17 +12,12 @@ from neustream.plan import UNLIMITED, Limits
 SIZES = 2048
 """Batch sizes for which the step's constant part is tabulated; larger ones cost as much as this one."""
 
+Member = tuple[int, int, int, float]
+"""A request that decodes: `(steps left, Σ context of its next step, width, deadline of its last unit)`.
 
-class Member(NamedTuple):
-    """A request that decodes: what the forecast needs of it."""
-
-    left: int
-    """Steps that it has left; by its maximum, since nobody knows when a text will end."""
-    context: int
-    """Units of context in its next step, times its width."""
-    width: int
-    last_due: float
-    """Deadline of its last unit; infinite where nothing is promised to it."""
+Steps left are by its maximum, since nobody knows when a text will end. The deadline is infinite where
+nothing is promised.
+"""
 
 
 class DecodeForecast:
@@ -42,18 +36,22 @@ class DecodeForecast:
         """Seconds of one step."""
         return self._base[min(shape.batch, SIZES - 1)] + self.slope * shape.context
 
-    def holds(self, start: float, members: Sequence[Member], added: Sequence[Member], limits: Limits) -> bool:
-        """Whether all, decoding from `start` on, end in time and never need more memory than there is."""
-        rows = np.array([*members, *added], dtype=float)
-        rows = rows[np.argsort(rows[:, 0], kind="stable")]
-        left, context, width, last_due = rows.T
+    def holds(
+        self, start: float, members: Sequence[Member], added: Sequence[Member], limits: Limits, drift: float = 1.0
+    ) -> bool:
+        """Whether all, decoding from `start` on, end in time and never need more memory than there is.
+
+        Steps take `drift` times as long as the model says.
+        """
+        rows = sorted([*members, *added])
+        left, context, width, last_due = np.array(rows, dtype=float).T
         steps = np.diff(left, prepend=0.0)
         seats = width[::-1].cumsum()[::-1]
         # A request's context at its start, and what it has grown by when a segment of steps begins.
         contexts = context[::-1].cumsum()[::-1] + (left - steps) * seats
         bases = self._bases[np.minimum(seats, SIZES - 1).astype(int)]
         seconds = steps * (bases + self.slope * (contexts + seats * (steps - 1.0) * 0.5))
-        if (start + seconds.cumsum() > last_due).any():
+        if (start + drift * seconds.cumsum() > last_due).any():
             return False
         if limits.total_blocks >= UNLIMITED:
             return True
