@@ -48,8 +48,8 @@ def request_bound(
 
     `devices` says how the modules of a pipeline share it: "interleaved", one step at a time over all of them, or
     "process" (which is valid for both), each module in a process of its own, where only the busiest module's work
-    counts, since modules overlap. `max_batch` bounds the seats in one step, where the device does. Every step is taken to cost
-    what the table says, at any batch size; a device that is faster than its table can beat the bound.
+    counts, since modules overlap. `max_batch` bounds the seats in one step, where the device does. Every step is
+    taken to cost what the table says, at any batch size; a device that is faster than its table can beat the bound.
     """
     if devices not in ("interleaved", "process"):
         raise ValueError(f"devices must be interleaved or process, got {devices!r}")

@@ -30,11 +30,12 @@ class Demand:
 
 def moments(times: Floats) -> Floats:
     """At most MAX_MOMENTS of these times, evenly by rank, the last included."""
-    ordered = np.unique(times[np.isfinite(times)])
+    ordered: Floats = np.unique(times[np.isfinite(times)])
     if len(ordered) <= MAX_MOMENTS:
         return ordered
     ranks = np.linspace(0, len(ordered) - 1, MAX_MOMENTS).round().astype(int)
-    return ordered[ranks]
+    thinned: Floats = ordered[ranks]
+    return thinned
 
 
 class Seats:
