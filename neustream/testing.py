@@ -6,9 +6,10 @@ import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from neustream.cost import step_seconds
 from neustream.loop import DONE, StepLoop, StepResult
 from neustream.plan import Limits, StepPlan
-from neustream.policies.base import StepPolicy, shape_of
+from neustream.policies.base import StepPolicy
 from neustream.request import Request
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
@@ -38,7 +39,7 @@ class FakeExecutor:
 
     def run(self, plan: StepPlan) -> StepResult:
         assert plan.module is not None
-        seconds = self.table[plan.module].predict(shape_of(plan.batch))
+        seconds = step_seconds(self.table, plan)
         self.last_seconds[plan.module] = seconds
         self.clock.now += seconds
         return DONE

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neustream.policies.base import DECODE, PREFILL, StepPolicy
+from neustream.policies.chunked import Chunked
 from neustream.policies.clockwork import Clockwork
 from neustream.policies.demotion import WithDemotion
 from neustream.policies.fcfs import Fcfs
@@ -33,6 +34,7 @@ class Entry:
 
 POLICIES: Mapping[str, Entry] = {
     "fcfs": Entry("vLLM's default: every prefill that fits, before any decode", llm=lambda table: Fcfs()),
+    "chunked": Entry("Sarathi-Serve: decodes never pause, prompts ride along in pieces", llm=Chunked),
     "neustream": Entry("the paper's rules: credit (LLM), passed-over first (loop)", NeuStreamLlm, NeuStreamLoop),
     "clockwork": Entry("whole requests of equal step counts, by latest start (OSDI'20)", loop=Clockwork),
     "slack": Entry("ours: start only what leaves every promise kept", SlackLlm, SlackLoop),

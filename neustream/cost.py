@@ -1,0 +1,37 @@
+"""What a step costs by the latency table: what fake executors and the simulator let pass for it."""
+
+from __future__ import annotations
+
+from neustream.latency import Shape
+from neustream.plan import StepPlan
+from neustream.policies.base import DECODE, PREFILL, shape_of
+from neustream.tables import LatencyTable
+
+
+def step_seconds(table: LatencyTable, plan: StepPlan) -> float:
+    """Seconds of the plan's step if its process has the device to itself."""
+    assert plan.module is not None
+    if plan.chunks:
+        return mixed_seconds(table, plan)
+    return table[plan.module].predict(shape_of(plan.batch))
+
+
+def mixed_seconds(table: LatencyTable, plan: StepPlan) -> float:
+    """Seconds of one pass over the weights for `batch` (decodes) and the prompt pieces of `chunks`.
+
+    No table measures such a step. All its tokens go through the layers together, which costs what a prefill
+    of as many tokens costs; on top of that each decode, and each piece of a prompt that is partly done, reads
+    its context at the decode's price per unit. It is never cheaper than the decode step alone.
+    """
+    prefill, decode = table[PREFILL], table[DECODE]
+    pieces = [(chunk.work, chunk.request.processed) for chunk in plan.chunks]
+    decodes = shape_of(plan.batch if plan.module == DECODE else ())
+    if plan.module != DECODE:
+        pieces += [(request.pending, request.processed) for request in plan.batch]
+    work = sum(tokens for tokens, _ in pieces)
+    squares = sum(tokens * tokens for tokens, _ in pieces)
+    shape = Shape(len(pieces) + decodes.batch, work + decodes.batch, squares + decodes.batch, work)
+    _, per_context = decode.standalone(1)
+    read = decodes.context + sum(processed for _, processed in pieces)
+    together = prefill.predict(shape) + per_context * read
+    return max(together, decode.predict(decodes)) if decodes.batch else together

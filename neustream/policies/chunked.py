@@ -1,0 +1,55 @@
+"""chunked: Sarathi-Serve's stall-free batching. Every step decodes everybody and fills up with pieces of prompts."""
+
+from __future__ import annotations
+
+from neustream.plan import IDLE, Chunk, Limits, StepPlan
+from neustream.policies.base import DECODE, PREFILL, seats_taken
+from neustream.streams import Streams
+from neustream.tables import LatencyTable
+
+BUDGET = 512
+"""Units of work (tokens) in a step, decodes included: vLLM's default for chunked prefill."""
+
+
+class Chunked:
+    """Decodes are never paused for a prefill; a prompt is spread over as many steps as its pieces need.
+
+    As in Sarathi-Serve (OSDI'24): first all running requests, one unit each, then prompts that are partly
+    done, then new ones, first come first served, until the step's token budget is spent. SLOs are ignored
+    and nobody is rejected.
+    """
+
+    def __init__(self, table: LatencyTable, *, budget: int = BUDGET) -> None:
+        if budget < 1:
+            raise ValueError(f"budget must be at least 1 token, got {budget}")
+        self.budget = budget
+
+    def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+        running = tuple(streams[DECODE])
+        decodes = seats_taken(running)
+        chunks = self._chunks(streams, limits, min(self.budget, limits.max_work) - decodes, decodes)
+        if running:
+            return StepPlan(DECODE, running, chunks=chunks)
+        return StepPlan(PREFILL, chunks=chunks) if chunks else IDLE
+
+    def _chunks(self, streams: Streams, limits: Limits, work: int, decodes: int) -> tuple[Chunk, ...]:
+        """Pieces of prompts for at most `work` tokens; a prompt's seat and memory are taken with its first piece."""
+        chunks: list[Chunk] = []
+        waiting = streams[PREFILL]
+        seats = limits.max_resident - decodes - seats_taken(r for r in waiting if r.processed)
+        blocks = limits.free_blocks - limits.spare_blocks
+        for is_begun in (True, False):
+            for request in waiting:
+                if work <= 0:
+                    return tuple(chunks)
+                if bool(request.processed) is not is_begun:
+                    continue
+                if not is_begun:
+                    seats -= request.width
+                    blocks -= limits.blocks(request.pending)
+                    if seats < 0 or blocks < 0:
+                        return tuple(chunks)
+                piece = min(request.pending, work)
+                work -= piece
+                chunks.append(Chunk(request, piece))
+        return tuple(chunks)
