@@ -68,7 +68,7 @@ def print_fit(table: LatencyTable) -> None:
     """One line per module (R² on fitted points, errors on held-out ones), and a warning if the machine was busy."""
     if disturbed := table.info.get("disturbed"):
         busy = f"other work kept this machine busy, and {disturbed:.0%} of the points were never timed undisturbed"
-        print(f"warning: {busy}; profile again when it is idle")
+        print(f"warning: {busy}; they count only where most are so. Profile again when it is idle")
     for module, fit in table.info.get("fit", {}).items():
         unseen = "none held out"
         if fit["held_out"]:

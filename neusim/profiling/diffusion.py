@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["names", "profile"]
 
-MAX_BATCH = 64
-FULL_SIZES = (*range(1, 17), *range(18, 33, 2), *range(36, MAX_BATCH + 1, 4))
+FULL_SIZES = (*range(1, 17), *range(18, 33, 2), *range(36, 65, 4))
 QUICK_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 QUICK_REPEATS, FULL_REPEATS = 5, 9
 QUICK_SECONDS, FULL_SECONDS = 0.5, 3.0
@@ -57,7 +56,8 @@ def profile(settings: Settings) -> LatencyTable:
     threads = set_threads(MODELS[settings.name], settings.device)
     pipeline = load_pipeline(settings.name, device=settings.device, dtype=getattr(torch, dtype))
     timer = ModuleTimer(pipeline)
-    sizes = QUICK_SIZES if settings.quick else FULL_SIZES
+    largest = MODELS[settings.name].max_batch
+    sizes = [size for size in (QUICK_SIZES if settings.quick else FULL_SIZES) if size <= largest]
     points = [Point(module, size) for module in pipeline.modules for size in fitting(timer, module, sizes)]
     key = {
         "model": settings.name,

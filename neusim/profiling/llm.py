@@ -9,7 +9,7 @@ from neusim.devices import cpu_flags, free_gpu_bytes
 from neusim.profiling.engine import EngineTimer, load_engine, num_threads, versions
 from neusim.profiling.fit import fit_decode, fit_prefill
 from neusim.profiling.layers import extrapolate
-from neusim.profiling.measure import Visits, disturbed, measure, medians, spread
+from neusim.profiling.measure import Visits, disturbed, measure, spread, trusted
 from neusim.profiling.memory import MemoryPlan, TooLarge, free_ram, plan_memory
 from neusim.profiling.opt import OptModel, load, names
 from neusim.profiling.partial import Partial, partial_path
@@ -110,16 +110,10 @@ def _table(
     visits: Visits[Point],
 ) -> LatencyTable:
     noise = spread(visits)
-    measured = medians(visits)
-    depths = plan.layers or (model.num_layers,)
-    by_depth = [{point: measured[point.at(depth)] for point in points} for depth in depths]
-    seconds = by_depth[0]
-    if plan.layers:
-        seconds = extrapolate(by_depth[0], by_depth[1], plan.layers, model.num_layers)
 
     def of(module: str, held_out: bool) -> dict[Shape, float]:
-        chosen = (point for point in points if (point.module, point.held_out) == (module, held_out))
-        return {point.shape: seconds[point] for point in chosen}
+        chosen = [point for point in points if (point.module, point.held_out) == (module, held_out)]
+        return {point.shape: seconds for point, seconds in _full_depth(model, plan, chosen, visits).items()}
 
     prefill, prefill_report = fit_prefill(of("prefill", False), of("prefill", True))
     decode, decode_report = fit_decode(of("decode", False), of("decode", True), noise)
@@ -138,3 +132,15 @@ def _table(
         info |= {"layers_measured": list(plan.layers), "num_layers": model.num_layers}
     return LatencyTable(settings.name, settings.slug, {"prefill": prefill, "decode": decode}, info)
 
+
+def _full_depth(
+    model: OptModel, plan: MemoryPlan, points: list[Point], visits: Visits[Point]
+) -> dict[Point, float]:
+    """Seconds of each point at the model's full depth; points never timed undisturbed are left out if others remain."""
+    depths = plan.layers or (model.num_layers,)
+    by_depth = [trusted({point: visits[point.at(depth)] for point in points}) for depth in depths]
+    if plan.layers is None:
+        return by_depth[0]
+    shallow, deep = by_depth
+    both = shallow.keys() & deep.keys()
+    return extrapolate({p: s for p, s in shallow.items() if p in both}, deep, plan.layers, model.num_layers)

@@ -89,6 +89,17 @@ def medians(visits: Visits[P]) -> dict[P, float]:
     return {point: median(believed(found)) for point, found in visits.items()}
 
 
+def trusted(visits: Visits[P]) -> dict[P, float]:
+    """As `medians`, without the points that have no calm visit, as long as half of the points remain."""
+    calm = {point: found for point, found in visits.items() if is_calm(found)}
+    return medians(calm if 2 * len(calm) >= len(visits) else visits)
+
+
+def is_calm(visits: Sequence[Visit]) -> bool:
+    """Whether any of the visits was undisturbed."""
+    return any(visit.waited <= CALM for visit in visits)
+
+
 def spread(visits: Visits[P]) -> float:
     """How much calm visits of one point differ: (largest − smallest) / median, the median over all points.
 
@@ -100,4 +111,4 @@ def spread(visits: Visits[P]) -> float:
 
 def disturbed(visits: Visits[P]) -> float:
     """The share of the points that no calm visit was made of."""
-    return mean(all(visit.waited > CALM for visit in found) for found in visits.values())
+    return mean(not is_calm(found) for found in visits.values())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from neusim.profiling.calm import Visit, believed, waited_seconds
-from neusim.profiling.measure import disturbed, measure, medians, spread
+from neusim.profiling.measure import disturbed, measure, medians, spread, trusted
 from neusim.profiling.partial import Partial, partial_path
 
 SETTINGS = {"model": "tiny", "layers": (2, 4)}
@@ -111,6 +111,12 @@ def test_a_machine_that_is_never_calm_does_not_keep_a_profile_for_ever(monkeypat
 
 def test_the_calmest_visit_stands_where_none_was_calm() -> None:
     assert believed([Visit(9.0, 3.0), Visit(5.0, 0.4), Visit(4.0, 0.9)]) == [5.0]
+
+
+def test_points_never_timed_undisturbed_are_left_out_while_half_remain() -> None:
+    calm, busy = [Visit(1.0)], [Visit(9.0, 2.0)]
+    assert trusted({1: calm, 2: busy}) == {1: 1.0}
+    assert trusted({1: calm, 2: busy, 3: busy}) == {1: 1.0, 2: 9.0, 3: 9.0}
 
 
 def test_spread_is_the_range_of_calm_visits_over_their_median() -> None:
