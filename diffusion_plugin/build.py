@@ -67,7 +67,7 @@ def set_threads(spec: ModelSpec, device: torch.device | str) -> int:
     A nano model's tensors are too small to be worth sharing: a second thread makes its steps slower and less
     even. Others get PyTorch's default. For programs whose process serves one model; a library call it is not.
     """
-    if torch.device(device).type == "cpu" and spec.name.endswith("-nano"):
+    if torch.device(device).type == "cpu" and spec.is_nano:
         torch.set_num_threads(1)
     threads: int = torch.get_num_threads()
     return threads

@@ -38,6 +38,16 @@ class ModelSpec:
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of diffusers' schedulers that its training fixed."""
 
+    @property
+    def is_nano(self) -> bool:
+        """Whether it is one of those that are made for a CPU."""
+        return self.name.endswith("-nano")
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch to profile, memory permitting. A CPU's steps are uneven beyond that of the nano ones."""
+        return 32 if self.is_nano else 64
+
 
 VAE = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 4, "norm_num_groups": 32, "layers_per_block": 2,
@@ -135,7 +145,7 @@ MODELS: Mapping[str, ModelSpec] = {
         _palette("palette-256", 256, PALETTE_UNET),
         _sd("sd15-256", 256, _sd_networks(256)),
         _sd("sd15-512", 512, _sd_networks(512)),
-        _dit("dit-nano", 32, 6, 4, 16, NANO_VAE),
+        _dit("dit-nano", 32, 12, 2, 16, NANO_VAE),
         _sd("sd-nano", 32, NANO_SD),
         _palette("palette-nano", 16, NANO_PALETTE),
     )

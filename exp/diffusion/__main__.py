@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,8 @@ def load(options: argparse.Namespace, spec: ModelSpec, found: LatencyTable, fold
             spec.name, weights=options.weights, device=options.device, dtype=dtype, seed=options.seed
         )
         ModuleTimer(pipeline).warm_up()
+        gc.collect()
+        gc.freeze()  # what is loaded stays: later collections need not walk it, which takes many steps' time
     except ValueError as error:
         raise BadInput(str(error)) from error
     except Exception as error:

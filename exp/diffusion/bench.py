@@ -91,7 +91,7 @@ class Watched:
                 "queue_size_before_schedule": len(streams[plan.module]),
                 "batch_size_after_schedule": len(plan.batch),
                 "running_requests_id_list": [request.request_id for request in plan.batch],
-                "rest_time": [request.next_deadline - now for request in plan.batch],
+                "rest_time": [round(request.next_deadline - now, 6) for request in plan.batch],
                 "rejected": [rejection.request.request_id for rejection in plan.rejected],
             }
         return plan
