@@ -129,6 +129,11 @@ class Admission:
                 if misses >= MAX_MISSES:
                     return
 
+    def add_anyway(self, candidate: Candidate) -> None:
+        """Add it if the device can hold it, whatever becomes of the promises."""
+        if self._has_room(self._cut.plus(candidate, self.limits, True), not self.chosen):
+            self.chosen.append(candidate.request)
+
     def _try_add(self, candidate: Candidate, forgiven: float | None = None) -> bool:
         is_late = forgiven is not None
         cut = self._cut.plus(candidate, self.limits, is_late)

@@ -58,11 +58,10 @@ class SlackLlm:
             admission = Admission(now, residents, limits, self.prefill, self.forecast)
             admission.add_in_time(waiting)
             admission.add_late(late, FORGIVEN)
-            chosen = admission.chosen
-            if not chosen and not running and late:
-                chosen = [late[0].request]
-            if chosen:
-                return StepPlan(PREFILL, tuple(chosen), rejected)
+            if not admission.chosen and not running:
+                admission.add_anyway(waiting[0] if waiting else late[0])
+            if admission.chosen:
+                return StepPlan(PREFILL, tuple(admission.chosen), rejected)
         if running:
             return StepPlan(DECODE, tuple(running), rejected)
         return StepPlan(rejected=rejected)
