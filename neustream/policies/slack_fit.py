@@ -40,9 +40,17 @@ class FluidFit:
         self.largest = largest
         self._curve = np.asarray(seconds)
 
+    def all_at_ease(self, jobs: Sequence[Job]) -> bool:
+        """Whether every job is in time even if the batch never shrinks: quickly told, and mostly the case."""
+        if len(jobs) > self.largest:
+            return False
+        step = self.seconds[len(jobs)]
+        tails = sum([job[3] for job in jobs])
+        return all(steps * step + tails <= margin for _, steps, margin, _, _ in jobs)
+
     def all_fit(self, jobs: Sequence[Job]) -> bool:
         """Whether one of the two schedules is predicted to finish every job within its margin."""
-        if not jobs:
+        if self.all_at_ease(jobs):
             return True
         steps, margins, tails = np.array([job[1:4] for job in jobs]).T
         return self._together(steps, margins, tails) or self._in_turns(steps, margins, tails)
@@ -52,6 +60,8 @@ class FluidFit:
 
         Taking turns, the batch is the largest whose step is no longer than the tightest pace.
         """
+        if self.all_at_ease(jobs):
+            return jobs
         steps, margins, tails = np.array([job[1:4] for job in jobs]).T
         if self._together(steps, margins, tails):
             return jobs

@@ -1,0 +1,212 @@
+"""slack on pipelines: whole traces computed by hand, what its forecast promises, and that it beats neustream."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from neustream import LatencyTable, Limits, Outcome, Request, ScaleSlo, Streams, make_policy
+from neustream.goodput import GoodputCounter
+from neustream.latency import BatchLatency
+from neustream.policies.slack_fit import FluidFit, Job
+from neustream.policies.slack_loop import SlackLoop, gpu_share, step_seconds
+from neustream.slo import Deadlines
+from neustream.testing import drive, fake_loop
+from neustream.workload import gamma_arrivals, pipeline_route, step_counts
+
+
+def image(request_id: str, table: LatencyTable, arrival: float, steps: int, due: float) -> Request:
+    return Request(request_id, arrival, Deadlines(due), pipeline_route(table.modules, steps))
+
+
+def trace_of(table: LatencyTable, *requests: Request) -> list[tuple[float, str, list[str]]]:
+    loop, clock = fake_loop(SlackLoop(table), table, lambda request: None)
+    return drive(loop, clock, requests)
+
+
+def test_requests_share_every_step_while_all_of_them_make_it(loop_table):
+    """Two steps of 1.5 s for both, then one VAE step of 1 s: at 4 s, as they must."""
+    a = image("a", loop_table, 0.0, 2, due=4.0)
+    b = image("b", loop_table, 0.0, 2, due=4.0)
+    assert trace_of(loop_table, a, b) == [
+        (0.0, "denoise", ["a", "b"]),
+        (1.5, "denoise", ["a", "b"]),
+        (3.0, "vae", ["a", "b"]),
+    ]
+    assert (a.outcome, b.outcome) == (Outcome.MET, Outcome.MET)
+
+
+def test_whoever_would_break_a_promise_waits_until_it_fits(loop_table):
+    """a may take 1.2 s for its second step, 1.4 s for its third: beside b each takes 1.5 s, so b runs after a."""
+    a = image("a", loop_table, 0.0, 3, due=3.9)
+    b = image("b", loop_table, 0.5, 2, due=10.0)
+    assert trace_of(loop_table, a, b) == [
+        (0.0, "denoise", ["a"]),
+        (1.0, "denoise", ["a"]),
+        (2.0, "denoise", ["a"]),
+        (3.0, "vae", ["a"]),
+        (3.5, "denoise", ["b"]),
+        (4.5, "denoise", ["b"]),
+        (5.5, "vae", ["b"]),
+    ]
+    assert (a.outcome, b.outcome) == (Outcome.MET, Outcome.MET)
+
+
+def test_whoever_never_fits_is_rejected_once_it_could_not_make_it_even_alone(loop_table):
+    """While a runs (until 3.5 s) b would take 2 + 0.5 s alone: its last chance ends at 2.5 s."""
+    a = image("a", loop_table, 0.0, 3, due=4.0)
+    b = image("b", loop_table, 0.5, 2, due=4.5)
+    assert [step[1:] for step in trace_of(loop_table, a, b)] == [("denoise", ["a"])] * 3 + [("vae", ["a"])]
+    assert (a.outcome, b.outcome) == (Outcome.MET, Outcome.REJECTED)
+    assert b.reason == "due in 1.500 s, alone it takes 2.500 s"
+    assert b.ended_at == 3.0
+
+
+def test_more_than_a_batch_takes_turns_by_least_laxity():
+    """Batches of 2 take 1 s; three requests of 2 steps make 6 visits: 3 s, if nobody idles."""
+    table = LatencyTable("dit", "d", {"denoise": BatchLatency((1, 2), (1.0, 1.0))})
+    requests = [image(name, table, 0.0, 2, due=3.0) for name in "abc"]
+    assert trace_of(table, *requests) == [
+        (0.0, "denoise", ["a", "b"]),
+        (1.0, "denoise", ["c", "a"]),
+        (2.0, "denoise", ["b", "c"]),
+    ]
+    assert all(request.outcome is Outcome.MET for request in requests)
+
+
+def test_the_text_encoder_runs_for_those_who_will_join_the_loop_and_for_nobody_else():
+    table = LatencyTable(
+        "sd", "d", {"text_encoder": BatchLatency((1, 2), (0.5, 0.5)), "denoise": BatchLatency((1, 2), (1.0, 3.0))}
+    )
+    tightest = image("tightest", table, 0.0, 2, due=2.6)
+    tight = image("tight", table, 0.0, 2, due=4.4)
+    easy = image("easy", table, 0.0, 2, due=9.0)
+    assert trace_of(table, tightest, tight, easy) == [
+        (0.0, "text_encoder", ["tight", "easy"]),
+        (0.5, "denoise", ["tight"]),
+        (1.5, "denoise", ["tight"]),
+        (2.5, "denoise", ["easy"]),
+        (3.5, "denoise", ["easy"]),
+    ]
+    assert tightest.outcome is Outcome.REJECTED  # beside it, one of the others would have missed
+
+
+def test_a_process_of_one_module_serves_the_most_urgent_first_in_batches_that_the_tightest_can_take(loop_table):
+    streams = Streams(loop_table.modules)
+    waiting = [image(name, loop_table, 0.0, 1, due) for name, due in (("a", 5.0), ("b", 2.1), ("c", 2.6))]
+    for request in waiting:
+        request.advance(1.0)
+        streams.add(request)
+    plan = SlackLoop(loop_table, handover=0.035).plan(1.5, streams, Limits())
+    assert (plan.module, [request.request_id for request in plan.batch]) == ("vae", ["b"])
+    plan = SlackLoop(loop_table, handover=0.035).plan(1.0, streams, Limits())
+    assert [request.request_id for request in plan.batch] == ["b", "c"]
+
+
+def test_a_batch_never_exceeds_what_was_measured_nor_what_memory_holds(loop_table):
+    streams = Streams(loop_table.modules)
+    for i in range(9):
+        streams.add(image(f"r{i}", loop_table, 0.0, 2, due=1000.0))
+    assert len(SlackLoop(loop_table).plan(0.0, streams, Limits()).batch) == 4
+    assert len(SlackLoop(loop_table).plan(0.0, streams, Limits(max_batch={"denoise": 3})).batch) == 3
+
+
+@pytest.mark.parametrize("options", [{"slo_scale": 0.5}, {"handover": -1.0}])
+def test_options_out_of_range_are_refused(loop_table, options):
+    with pytest.raises(ValueError, match="must be at least"):
+        make_policy("slack", loop_table, **options)
+
+
+def test_step_seconds_never_fall_with_the_batch():
+    table = LatencyTable("dit", "d", {"denoise": BatchLatency((1, 2, 3), (1.0, 0.9, 1.2))})
+    assert step_seconds(table, "denoise") == [0.0, 1.0, 1.0, 1.2]
+
+
+def test_the_share_of_a_step_that_computes_grows_with_the_batch_up_to_all_of_it():
+    """0.5 s each, once the device is full; of the 2 s of a lone step the rest is launching."""
+    assert gpu_share([0.0, 2.0, 2.0, 2.0, 2.0, 2.5, 3.0]) == pytest.approx(
+        [0.0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 2 / 3, 2 / 3]
+    )
+
+
+jobs_of = st.lists(st.tuples(st.integers(1, 4), st.floats(0.5, 16.0), st.booleans()), min_size=1, max_size=3)
+
+
+def job(request_id: str, steps: int, margin: float, begun: bool = True) -> Job:
+    request = Request(request_id, 0.0, Deadlines(margin), pipeline_route(["denoise"], steps))
+    return Job(request, steps, margin, 0.0, begun)
+
+
+def is_feasible(left: tuple[int, ...], margins: tuple[float, ...], seconds: list[float], now: float = 0.0) -> bool:
+    """Whether any sequence of batches finishes all in time, by trying every one."""
+    live = [i for i, steps in enumerate(left) if steps]
+    if not live:
+        return True
+    if any(now + left[i] * seconds[1] > margins[i] + 1e-9 for i in live):
+        return False
+    for size in range(min(len(live), len(seconds) - 1), 0, -1):
+        for batch in combinations(live, size):
+            after = tuple(steps - (i in batch) for i, steps in enumerate(left))
+            end = now + seconds[size]
+            in_time = all(end <= margins[i] + 1e-9 for i in batch if not after[i])
+            if in_time and is_feasible(after, margins, seconds, end):
+                return True
+    return False
+
+
+@given(jobs_of, st.lists(st.floats(0.0, 0.6), min_size=2, max_size=2))
+@settings(max_examples=150, deadline=None)
+def test_what_is_said_to_fit_can_be_scheduled_to_within_a_step(drawn, rises):
+    seconds = [0.0, 1.0, 1.0 + rises[0], 1.0 + sum(rises)]
+    jobs = [job(str(i), steps, margin) for i, (steps, margin, _) in enumerate(drawn)]
+    assume(FluidFit(seconds, 3).all_fit(jobs))
+    margins = tuple(each.margin + seconds[3] for each in jobs)
+    assert is_feasible(tuple(each.steps for each in jobs), margins, seconds)
+
+
+@given(jobs_of)
+@settings(max_examples=100, deadline=None)
+def test_leaving_somebody_out_never_makes_the_others_miss(drawn):
+    fit = FluidFit([0.0, 1.0, 1.5, 2.0], 3)
+    jobs = [job(str(i), steps, margin) for i, (steps, margin, _) in enumerate(drawn)]
+    assume(fit.all_at_ease(jobs))
+    assert all(fit.all_fit([other for other in jobs if other is not each]) for each in jobs)
+
+
+CURVES = {
+    "flat": (0.8, 0.01),
+    "half": (0.5, 0.02),
+    "steep": (0.1, 0.03),
+}
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize(("load", "cv", "scale"), [(0.7, 4.0, 3.0), (1.0, 1.0, 3.0), (1.3, 2.0, 1.5), (2.5, 2.0, 3.0)])
+def test_slack_meets_at_least_as_many_as_neustream_and_breaks_no_promise(curve, load, cv, scale):
+    """A made-up pipeline whose lone step is 0.1 s, at `load` times what it sustains one by one."""
+    fixed, tail = CURVES[curve]
+    sizes = tuple(range(1, 13))
+    table = LatencyTable(
+        "made-up",
+        "d",
+        {
+            "denoise": BatchLatency(sizes, tuple(0.1 * (fixed + (1 - fixed) * b) for b in sizes)),
+            "vae": BatchLatency(sizes, tuple(tail * (0.3 + 0.7 * b) for b in sizes)),
+        },
+    )
+    good = {}
+    for name in ("neustream", "slack"):
+        counter = GoodputCounter()
+        loop, clock = fake_loop(make_policy(name, table, slo_scale=scale), table, counter.add)
+        arrivals = gamma_arrivals(load / (20 * 0.1), cv, 60, seed=1)
+        requests = []
+        for i, (arrival, steps) in enumerate(zip(arrivals.tolist(), step_counts(15, 26, 60).tolist(), strict=True)):
+            route = pipeline_route(table.modules, steps)
+            requests.append(Request(str(i), arrival, ScaleSlo(scale).bind(arrival, route, 1, table), route))
+        drive(loop, clock, requests)
+        good[name] = counter.outcomes[Outcome.MET]
+    assert good["slack"] >= good["neustream"]
+    assert counter.outcomes[Outcome.LATE] == 0
