@@ -11,14 +11,20 @@ A profiler is a module with two functions:
         Measures on `settings.device` and returns the table: `model` is `settings.name`, `device` is
         `settings.slug`, and `info` carries at least `dtype`, `source` and `fit` (`{module: report}`, reports as
         `neusim.profiling.fit.report` makes them; the command prints them). Raises SettingsError, one line, for
-        what cannot be (a dtype that the device lacks), before it loads anything. It keeps its visits in
-        `Partial(partial_path(settings.out), ...)`, so that an interrupted run resumes. Writing the table and
-        discarding the visits is the caller's business.
+        what cannot be (a dtype that the device lacks, a package that is missing), before it loads anything.
+        It keeps its visits in `Partial(partial_path(settings.out), ...)`, so that an interrupted run resumes.
+        Writing the table and discarding the visits is the caller's business.
 
-For the modules of an image pipeline that comes to, per module: `visits = measure(points, run_point, ...)` with
-one point per batch size and `run_point` returning the seconds of a few runs (the device synchronised before
-and after each), then `model, report = fit_batch(batches, medians(visits), spread(visits))`, see
-`neusim.profiling.fit`. `neusim/profiling/llm.py` is the worked example.
+For the modules of an image pipeline that comes to:
+
+    points = [(module, batch) for module in modules for batch in sizes]     # str(point) tells them apart
+    visits = measure(points, run_point, repeats=..., seconds_per_point=..., partial=kept, label=settings.name)
+    for module in modules:
+        mine = {batch: found for (name, batch), found in visits.items() if name == module}
+        model, report = fit_batch(trusted(mine), spread(mine))
+
+where `run_point(point)` returns the seconds of a few runs, the device synchronised before and after each (see
+`neusim.profiling.measure`). `neusim/profiling/llm.py` is the worked example.
 """
 
 from __future__ import annotations
