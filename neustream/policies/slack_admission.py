@@ -71,7 +71,8 @@ class Cut(NamedTuple):
         if is_late:
             return Cut(shape, blocks, self.first_due, self.second_due)
         first_due = min(self.first_due, request.next_deadline)
-        return Cut(shape, blocks, first_due, min(self.second_due, request.deadlines.at(units + 2)))
+        second_due = request.deadlines.at(units + 2) if request.max_units > units + 1 else math.inf
+        return Cut(shape, blocks, first_due, min(self.second_due, second_due))
 
 
 class Admission:
