@@ -14,11 +14,15 @@ from exp.common.progress import Progress
 from exp.common.report import Column, best_of_repeats, format_table, log_line
 from exp.common.serving import Interrupt, Server, serve
 from exp.common.settings import Setting
+from neusim.profiling.calm import waited_seconds
 from neustream.goodput import GoodputCounter
 from neustream.records import request_record
 from neustream.request import Request
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+DISTURBED = 0.15
+"""From this `waited_share` on, the user is told. An idle machine shows 0.03 to 0.07."""
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -34,7 +38,8 @@ class Bench(Protocol):
         """A server for one setting, idle. It calls `on_step` with a record after each step.
 
         A record holds `time` (wall clock at its start), `module`, `batch_size`, `seconds`,
-        `schedule_seconds` (both from there on), `predicted_seconds` (or None) and whatever else is worth keeping.
+        `schedule_seconds` (both from there on), `predicted_seconds` (or None), `decision_seconds` (the policy's part
+        of the scheduling, where it is not all of it), and whatever else is worth keeping.
         """
         ...
 
@@ -46,6 +51,7 @@ class StepTotals:
         self.count = 0
         self.seconds = 0.0
         self.schedule_seconds = 0.0
+        self.decision_seconds = 0.0
         self.batched = 0
         self.predicted = 0
         self.error = 0.0
@@ -55,6 +61,7 @@ class StepTotals:
         self.count += 1
         self.seconds += record["seconds"]
         self.schedule_seconds += record["schedule_seconds"]
+        self.decision_seconds += record.get("decision_seconds", record["schedule_seconds"])
         self.batched += record["batch_size"]
         predicted = record.get("predicted_seconds")
         if predicted is not None and record["seconds"] > 0:
@@ -68,6 +75,7 @@ class StepTotals:
             "step_seconds": self.seconds,
             "schedule_seconds": self.schedule_seconds,
             "schedule_share": self.schedule_seconds / self.seconds if self.seconds else None,
+            "decision_share": self.decision_seconds / self.seconds if self.seconds else None,
             "mean_batch": self.batched / self.count if self.count else None,
             "prediction_error": self.error / self.predicted if self.predicted else None,
         }
@@ -98,6 +106,7 @@ def measure(
         lag = max(lag, arrival - origin - offsets[request_id])
 
     server = bench.server(setting, on_step)
+    waited, begun = waited_seconds(), time.monotonic()
     try:
         with Client(jobs) as client, Progress(setting, num_settings, len(jobs)) as progress:
             origin = client.start()
@@ -106,7 +115,8 @@ def measure(
         figures = counter.summary()
         row |= figures | totals.summary()
         row |= {"injected": len(jobs), "complete": figures["requests"] == len(jobs) and interrupt.signal is None}
-        row |= {"client_lag": lag}
+        waited_share = (waited_seconds() - waited) / (time.monotonic() - begun)
+        row |= {"client_lag": lag, "waited_share": waited_share}
 
 
 def run_settings(
@@ -156,6 +166,11 @@ def run_settings(
         print(format_table(rows, columns))
         extent = "everything" if summary["complete"] else "what there is"
         print(f"times taken at the {header['taken_at']}; {extent} is in {folder.path}")
+        waited = max(row["waited_share"] for row in rows)
+        if waited > DISTURBED:
+            print(
+                f"other work disturbed this run (threads waited {waited:.2f} s per second for a core): repeat it when idle"
+            )
     return code
 
 

@@ -53,6 +53,7 @@ def test_the_summary_agrees_with_the_steps(tmp_path: Path) -> None:
     assert row["schedule_share"] == pytest.approx(0.01)
     assert row["prediction_error"] == pytest.approx(0.5)
     assert row["load"] == 5.0
+    assert row["waited_share"] >= 0
     assert all(0 <= step["time"] < 10 for step in steps)
 
 
