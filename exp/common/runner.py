@@ -168,9 +168,7 @@ def run_settings(
         print(f"times taken at the {header['taken_at']}; {extent} is in {folder.path}")
         waited = max(row["waited_share"] for row in rows)
         if waited > DISTURBED:
-            print(
-                f"other work disturbed this run (threads waited {waited:.2f} s per second for a core): repeat it when idle"
-            )
+            print(f"other work disturbed this run: its threads waited {waited:.2f} s per second for a core")
     return code
 
 
