@@ -15,6 +15,8 @@ from neustream.slo import parse_slo
 
 STOCK = "vllm"
 """The policy's name that means none: stock vLLM, whose SLOs are measured only."""
+CHUNKING = ("chunked",)
+"""Policies that split prompts over steps. vLLM 0.5.4 does not do that under a step policy; the simulator does."""
 PSLO = (3.0,)
 DSLO = (1.5,)
 MAX_TOKENS = {"cpu": 128, "cuda": 300}
@@ -54,6 +56,8 @@ def make_parser() -> Parser:
 def check_options(options: argparse.Namespace) -> None:
     """Fill in what depends on the machine and check what needs no model. Raises BadInput."""
     check_policy(options.policy, "llm", extra=[STOCK])
+    if options.policy in CHUNKING:
+        raise BadInput(f"policy {options.policy!r} splits prompts over steps, which vLLM 0.5.4 cannot: simulate it")
     options.cv = resolve_cv(options)
     options.absolute_slo = None
     if options.goodput:
