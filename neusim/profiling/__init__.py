@@ -8,6 +8,7 @@
 | `partial` | keep what was measured until the table is written |
 | `fit` | latency models from points, and how good they are |
 | `layers` | from two depths to the full one |
+| `check_layers` | does by-layers agree with the whole model? |
 | `calm` | which visits to believe on a busy machine |
 | `opt`, `points`, `memory`, `engine`, `llm` | language models, on vLLM |
 """

@@ -1,0 +1,72 @@
+"""Does by-layers agree with the whole model? `python -m neusim.profiling.check_layers opt-125m 2,4`.
+
+One engine holds the whole model and runs it at both small depths and at the full one, in the same interleaved
+passes, so that what the machine does meanwhile is in all three.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import gettempdir
+
+from neusim.profiling.engine import EngineTimer, load_engine
+from neusim.profiling.layers import extrapolate
+from neusim.profiling.llm import QUICK_REPEATS, check
+from neusim.profiling.measure import measure, trusted
+from neusim.profiling.points import Point, llm_points
+from neusim.profiling.settings import SettingsError, make_settings, parse_layers
+
+SECONDS = 3.0
+"""What a point may take: more than in a quick profile, since single points are judged here."""
+
+
+def differences(
+    by_depth: Sequence[Mapping[Point, float]], layers: tuple[int, int], num_layers: int
+) -> dict[Point, float]:
+    """By-layers / whole − 1 of each point that all three depths have: `by_depth` is shallow, deep, whole."""
+    common = set.intersection(*(set(seconds) for seconds in by_depth))
+    shallow, deep, whole = ({p: s for p, s in seconds.items() if p in common} for seconds in by_depth)
+    full = extrapolate(shallow, deep, layers, num_layers)
+    return {point: full[point] / whole[point] - 1 for point in full}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, and print the mean, the median size and the worst difference of each module."""
+    if not 1 <= len(arguments) <= 2:
+        print("check_layers: give a model that fits this machine, and two depths (default 2,4)", file=sys.stderr)
+        return 2
+    try:
+        layers = parse_layers(arguments[1] if len(arguments) == 2 else "2,4")
+        settings, _ = make_settings(arguments[0], quick=True, out=Path(gettempdir()) / "check-layers.json")
+        model, dtype, plan = check(settings)
+        if plan.layers or layers[1] >= model.num_layers:
+            raise SettingsError(f"{plan.reason}; by layers is checked on a model that fits and is deeper than {layers}")
+        timer = EngineTimer(load_engine(model, settings, dtype, plan), model.vocabulary)
+    except SettingsError as error:
+        print(f"check_layers: {error}", file=sys.stderr)
+        return 2
+    points = llm_points(quick=True, max_len=1100, max_tokens=min(32768, timer.cache_tokens))
+    depths = (*layers, model.num_layers)
+    visits = measure(
+        [point.at(depth) for point in points for depth in depths],
+        timer.run,
+        repeats=QUICK_REPEATS,
+        seconds_per_point=SECONDS,
+        label=model.name,
+    )
+    by_depth = [trusted({point: visits[point.at(depth)] for point in points}) for depth in depths]
+    found = differences(by_depth, layers, model.num_layers)
+    for module in ("prefill", "decode"):
+        mine = {point: by for point, by in found.items() if point.module == module}
+        worst = max(mine, key=lambda point: abs(mine[point]))
+        mean, size = sum(mine.values()) / len(mine), median(map(abs, mine.values()))
+        print(f"{module}: by layers / whole, {len(mine)} points: mean {mean:+.1%}, median size {size:.1%}, ", end="")
+        print(f"worst {mine[worst]:+.1%} ({worst.at(model.num_layers)})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
