@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffusion_plugin import ImageRequest, Pipeline, load_pipeline
+from diffusion_plugin.build import set_threads
 from diffusion_plugin.executor import DiffusionExecutor
 from neustream import Request, StepPlan
 from neustream.slo import NO_DEADLINES
@@ -60,13 +61,15 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=300)
     parser.add_argument("--schedule")
-    parser.add_argument("--threads", type=int, help="CPU threads of a step (default: PyTorch's)")
+    parser.add_argument("--threads", type=int, help="CPU threads of a step (default: 1 for a nano model, else PyTorch's)")
     parser.add_argument("--max-share", type=float)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
         pipeline = load_pipeline(options.model, device=options.device)
+        if not options.threads:
+            set_threads(pipeline.spec, pipeline.device)
         executor = DiffusionExecutor(pipeline)
         plan = make_plan(pipeline, executor, options.batch, options.schedule)
     except ValueError as error:
