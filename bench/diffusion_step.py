@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=300)
     parser.add_argument("--schedule")
-    parser.add_argument("--threads", type=int, help="CPU threads of a step (default: 1 for a nano model, else PyTorch's)")
+    parser.add_argument("--threads", type=int, help="CPU threads of a step (default: those of serving)")
     parser.add_argument("--max-share", type=float)
     options = parser.parse_args()
     if options.threads:
