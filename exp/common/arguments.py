@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from neusim.devices import DEVICES, device_slug, local_device
+from neusim.profiling.settings import DTYPES
 from neustream.policies import POLICIES
 
 Check = Callable[[float], str | None]
@@ -115,6 +117,19 @@ def resolve_cv(options: argparse.Namespace) -> tuple[float, ...]:
         return tuple(1 / math.sqrt(value) for value in options.burstiness)
     cv: tuple[float, ...] = options.cv or (1.0,)
     return cv
+
+
+def resolve_device(options: argparse.Namespace) -> None:
+    """Fill in `device` and `slug` (the name of its tables), and check them and `dtype`. Raises BadInput."""
+    options.device = options.device or local_device()
+    if options.device not in DEVICES:
+        raise BadInput(f"unknown device {options.device!r}; there are {', '.join(DEVICES)}")
+    try:
+        options.slug = device_slug(options.device)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    if options.dtype is not None and options.dtype not in DTYPES:
+        raise BadInput(f"unknown dtype {options.dtype!r}; there are {', '.join(DTYPES)}")
 
 
 def check_policy(name: str, kind: str, extra: Sequence[str] = ()) -> None:

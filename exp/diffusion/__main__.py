@@ -21,6 +21,7 @@ from exp.common import (
     run_settings,
     sweep,
 )
+from exp.common.tables import profile_table, table_file, table_header
 from exp.common.versions import command_line, versions
 from exp.diffusion import config, table
 from neustream.tables import LatencyTable
@@ -38,10 +39,7 @@ def header(options: argparse.Namespace, spec: ModelSpec, found: LatencyTable, pa
         "device": options.slug,
         "dtype": options.dtype,
         "weights": options.weights or "random",
-        "table": str(path),
-        "table_origin": found.origin,
-        "table_device": found.device,
-        "table_digest": table.digest(path),
+        **table_header(path, found),
         "capacity": options.capacity,
         "requests": options.requests,
         "steps": {"lowest": options.steps[0], "highest": options.steps[1] - 1},
@@ -122,13 +120,13 @@ def load(options: argparse.Namespace, spec: ModelSpec, found: LatencyTable, fold
 def run(options: argparse.Namespace) -> int:
     """Check everything, then load the model and measure; returns the exit code."""
     spec = config.check_options(options)
-    path = table.table_file(options, spec)
+    path = table_file(options, spec.name)
     found = table.read_table(path, options, spec) if path.exists() or options.table else None
     check_files(options, spec)
     with create_run_folder(options.out, options.policy, spec.name) as folder:
         try:
             if found is None:
-                table.profile_table(path, options, spec)
+                profile_table(path, spec.name, options)
                 found = table.read_table(path, options, spec)
             if options.dtype in (None, "auto"):
                 options.dtype = found.info.get("dtype", "float32" if options.device == "cpu" else "float16")

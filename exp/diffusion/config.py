@@ -7,9 +7,7 @@ from pathlib import Path
 
 from diffusion_plugin.models import MODELS, ModelSpec, model_spec
 from exp.common import BadInput, Parser, above, add_common_arguments, at_least, check_policy, numbers
-from exp.common.arguments import resolve_cv
-from neusim.devices import DEVICES, device_slug, local_device
-from neusim.profiling.settings import DTYPES
+from exp.common.arguments import resolve_cv, resolve_device
 
 DEFAULT_MODEL = {"cpu": "dit-nano", "cuda": "dit-s-2-256"}
 SLO_SCALE = (3.0,)
@@ -104,15 +102,7 @@ def check_options(options: argparse.Namespace) -> ModelSpec:
 
 
 def _check_device(options: argparse.Namespace) -> None:
-    options.device = options.device or local_device()
-    if options.device not in DEVICES:
-        raise BadInput(f"unknown device {options.device!r}; there are {', '.join(DEVICES)}")
-    try:
-        options.slug = device_slug(options.device)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-    if options.dtype is not None and options.dtype not in DTYPES:
-        raise BadInput(f"unknown dtype {options.dtype!r}; there are {', '.join(DTYPES)}")
+    resolve_device(options)
     if options.device == "cpu" and options.dtype == "float16":
         raise BadInput("dtype float16 is not to be had on a CPU; there are bfloat16, float32")
 

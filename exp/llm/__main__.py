@@ -18,6 +18,7 @@ from exp.common import (
     run_settings,
     sweep,
 )
+from exp.common.tables import profile_table, table_file, table_header
 from exp.common.versions import command_line, versions
 from exp.llm import config, table
 from exp.llm.bench import LlmBench, load_bench
@@ -39,10 +40,7 @@ def header(
         "dtype": options.dtype,
         "tensor_parallel": options.tp,
         "weights": "from its folder" if model.has_weights else "random",
-        "table": str(path),
-        "table_origin": found.origin,
-        "table_device": found.device,
-        "table_digest": table.digest(path),
+        **table_header(path, found),
         "capacity": options.capacity,
         "slo": options.absolute_slo or "pslo and dslo of each setting",
         "requests": options.requests,
@@ -85,12 +83,12 @@ def run(options: argparse.Namespace) -> int:
     model = resolve_model(options.model)
     prompts = read_prompts(options.dataset, model)
     config.check_lengths(model, prompts.longest(), options.max_tokens)
-    path = table.table_file(options, model)
+    path = table_file(options, table.table_name(options, model))
     found = table.read_table(path, options, model) if path.exists() or options.table else None
     with create_run_folder(options.out, options.policy, model.name) as folder:
         try:
             if found is None:
-                table.profile_table(path, options, model)
+                profile_table(path, str(model.folder or model.name), options, ("--tp", str(options.tp)))
                 found = table.read_table(path, options, model)
             options.dtype = options.dtype or found.info.get("dtype", "auto")
             settings = settings_of(options, found, prompts)

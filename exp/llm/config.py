@@ -6,11 +6,9 @@ import argparse
 from pathlib import Path
 
 from exp.common import BadInput, Parser, add_common_arguments, at_least, check_policy, numbers, whole
-from exp.common.arguments import parse_goodput, resolve_cv
+from exp.common.arguments import parse_goodput, resolve_cv, resolve_device
 from exp.common.settings import LOADS
 from exp.llm.model import Model
-from neusim.devices import DEVICES, device_slug, local_device
-from neusim.profiling.settings import DTYPES
 from neustream.slo import parse_slo
 
 STOCK = "vllm"
@@ -70,15 +68,7 @@ def check_options(options: argparse.Namespace) -> None:
             raise BadInput(f"--goodput: {error}") from error
     options.pslo = options.pslo or PSLO
     options.dslo = options.dslo or DSLO
-    options.device = options.device or local_device()
-    if options.device not in DEVICES:
-        raise BadInput(f"unknown device {options.device!r}; there are {', '.join(DEVICES)}")
-    try:
-        options.slug = device_slug(options.device)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-    if options.dtype is not None and options.dtype not in DTYPES:
-        raise BadInput(f"unknown dtype {options.dtype!r}; there are {', '.join(DTYPES)}")
+    resolve_device(options)
     options.max_tokens = options.max_tokens or (QUICK_TOKENS if options.quick else MAX_TOKENS[options.device])
 
 
