@@ -29,6 +29,7 @@ from tqdm import tqdm
 from neusim.sim.reference import Comparison, compare, errors, read_results
 from neusim.sim.replay import RealRun, read_run
 from neustream.policies import POLICIES
+from neustream.slo import MS_PER_S
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "neusim" / "tables"
@@ -88,7 +89,8 @@ def show_reference(folder: Path) -> None:
 def show_run(run: RealRun) -> None:
     """Print a real run's goodput beside that of its simulation, setting by setting."""
     origin = f"{run.table.origin} table of {run.table.model} on {run.table.device}"
-    print(f"{run.folder}: {run.summary['policy']}, {origin}")
+    overhead = f"{run.overhead * MS_PER_S:.2f} ms beside each step"
+    print(f"{run.folder}: {run.summary['policy']}, {origin}, {overhead}")
     print(f"  {'setting':38} {'good':>12} {'req goodput/s':>20} {'unit goodput/s':>20}   (real, simulated, error)")
     for index, setting in enumerate(run.settings):
         simulated = run.replay(index).summary

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 from neusim.sim.device import Device, default_device
 from neusim.sim.run import Result, simulate
+from neustream.policies import is_llm
 from neustream.request import Request, Route, Stage
 from neustream.slo import Slo, parse_slo
 from neustream.tables import LatencyTable, find_table, load_table
@@ -63,6 +66,8 @@ class RealRun:
     records: tuple[tuple[dict[str, Any], ...], ...]
     """The requests of each setting."""
     table: LatencyTable
+    overhead: float = 0.0
+    """Seconds per step that it spent beside what its table measures: deciding, and between steps."""
 
     @property
     def policy(self) -> str:
@@ -85,7 +90,7 @@ class RealRun:
 
     def replay(self, index: int, device: Device | None = None) -> Result:
         """Simulate one setting's requests on one loop over all modules, as the real executors are."""
-        device = device or default_device(self.table, layout="interleaved")
+        device = device or default_device(self.table, layout="interleaved", overhead=self.overhead)
         slo = self.slo(self.settings[index])
         return simulate(self.table, self.policy, Replay(self.records[index], parse_slo(slo)), device)
 
@@ -114,7 +119,28 @@ def read_run(folder: Path, tables: Path) -> RealRun:
             records[record["setting"]].append(record)
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{folder / 'requests.jsonl'}:{number}: {type(error).__name__} {error}") from error
-    return RealRun(folder, summary, tuple(tuple(group) for group in records), table)
+    overhead = step_overhead(folder / "steps.jsonl", table)
+    return RealRun(folder, summary, tuple(tuple(group) for group in records), table, overhead)
+
+
+def step_overhead(path: Path, table: LatencyTable) -> float:
+    """Seconds per step beside what the table measures, from a run's records of its steps; 0 without any.
+
+    An LLM's table measures the engine's whole step, so only the policy's decision comes on top; a pipeline's
+    measures the module alone, so all of the scheduling does. What passes between a step and the next is
+    taken as the median, which waiting for arrivals does not change.
+    """
+    if not path.is_file():
+        return 0.0
+    key = "decision_seconds" if is_llm(table) else "schedule_seconds"
+    steps = [json.loads(line) for line in _read(path).splitlines()]
+    gaps = [
+        later["time"] - earlier["time"] - earlier["seconds"]
+        for earlier, later in pairwise(steps)
+        if later["setting"] == earlier["setting"]
+    ]
+    deciding = fmean(step.get(key) or 0.0 for step in steps) if steps else 0.0
+    return deciding + (max(median(gaps), 0.0) if gaps else 0.0)
 
 
 def _read(path: Path) -> str:

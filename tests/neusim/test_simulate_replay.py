@@ -10,7 +10,7 @@ import pytest
 
 from neusim import validate
 from neusim.sim import Device, LlmWorkload, PipelineWorkload, Workload, simulate
-from neusim.sim.replay import read_run
+from neusim.sim.replay import read_run, step_overhead
 from neustream import LatencyTable, Request, parse_slo, save_table
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.records import JsonLines, request_record
@@ -78,6 +78,19 @@ def test_both_goodputs_and_the_error_are_printed_for_each_setting(tmp_path, caps
     assert f"{goods[0]:5} {goods[0]:5}" in first
     assert "+100.0%" in first
     assert second.count("+0.0%") == 2
+
+
+def test_what_a_run_spent_beside_its_steps_is_measured(tmp_path):
+    """Gaps 0.01, 0.02, 0.02 and 0.9 (waiting for arrivals), of which the median is 0.02; deciding 0.004 on average."""
+    starts = [0.0, 0.11, 0.23, 0.35, 1.35]
+    with JsonLines(tmp_path / "steps.jsonl") as lines:
+        for time, deciding in zip(starts, (0.002, 0.006, 0.004, 0.004, 0.004), strict=True):
+            spent = {"schedule_seconds": deciding, "decision_seconds": deciding / 2}
+            lines.write({"setting": 0, "time": time, "seconds": 0.1, **spent})
+        lines.write({"setting": 1, "time": 0.0, "seconds": 0.1, "schedule_seconds": 0.004, "decision_seconds": None})
+    assert step_overhead(tmp_path / "steps.jsonl", LOOP) == pytest.approx(0.024)
+    assert step_overhead(tmp_path / "steps.jsonl", LLM) == pytest.approx(0.02 + 0.01 / 6)
+    assert step_overhead(tmp_path / "nothing.jsonl", LOOP) == 0.0
 
 
 def test_another_table_than_the_runs_own_is_found_out(tmp_path):
