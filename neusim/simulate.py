@@ -17,13 +17,12 @@ if __name__ == "__main__":  # this folder would come first on sys.path, where pr
 
 import argparse
 import json
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tqdm import tqdm
 
+from neusim.sim.arguments import Parser, names, numbers, spread, steps_range, whole
 from neusim.sim.device import ARTIFACT_HANDOVER, Device, default_device
 from neusim.sim.report import format_rows
 from neusim.sim.run import named_policy
@@ -46,55 +45,6 @@ from neustream.tables import LatencyTable, find_table
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "neusim" / "tables"
 HANDOVER_MS = ARTIFACT_HANDOVER * MS_PER_S
-
-
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def numbers(minimum: float, *, excluded: bool = False) -> Callable[[str], tuple[float, ...]]:
-    """An argparse type: `1,1.5` gives (1.0, 1.5), each of them at least `minimum` (above it where excluded)."""
-
-    def parse(text: str) -> tuple[float, ...]:
-        try:
-            values = tuple(float(item) for item in text.split(","))
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected numbers like 1,1.5, got {text!r}") from None
-        for value in values:
-            if not math.isfinite(value) or value < minimum or (excluded and value == minimum):
-                raise argparse.ArgumentTypeError(
-                    f"must be {'above' if excluded else 'at least'} {minimum:g}, got {value:g}"
-                )
-        return tuple(dict.fromkeys(values))
-
-    return parse
-
-
-def whole(minimum: int) -> Callable[[str], int]:
-    """An argparse type: a whole number of at least `minimum`."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
-        return int(text)
-
-    return parse
-
-
-def steps_range(text: str) -> tuple[int, int]:
-    """An argparse type: `lo:hi`, hi excluded."""
-    low, _, high = text.partition(":")
-    if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) < int(high) <= 1001):
-        raise argparse.ArgumentTypeError(f"expected lo:hi with 1 <= lo < hi <= 1001 (hi excluded), got {text!r}")
-    return int(low), int(high)
-
-
-def names(text: str) -> tuple[str, ...]:
-    """An argparse type: `a,b`."""
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -123,7 +73,13 @@ def parser() -> argparse.ArgumentParser:
         "--handover-ms", type=float, help=f"between processes (default {ARTIFACT_HANDOVER * MS_PER_S:g})"
     )
     device.add_argument("--overhead-ms", type=float, default=0.0, help="per step, outside its module (default 0)")
-    device.add_argument("--jitter", type=float, default=0.0, help="relative standard deviation of a step (default 0)")
+    device.add_argument(
+        "--jitter",
+        type=spread,
+        default=0.0,
+        metavar="J",
+        help="relative standard deviation of a step, or `table`: as measured (default 0)",
+    )
     device.add_argument("--kv-blocks", type=whole(0), help="of 16 tokens (default: what the device has; 0: unbounded)")
     device.add_argument("--max-num-seqs", type=whole(1), default=256, help="sequences at once (default 256)")
     device.add_argument("--max-num-batched-tokens", type=whole(1), default=2048, help="in a step (default 2048)")
@@ -181,7 +137,7 @@ def _axes(options: argparse.Namespace, table: LatencyTable) -> dict[str, Any]:
 def _device(options: argparse.Namespace, table: LatencyTable) -> Device:
     chosen: dict[str, Any] = {
         "overhead": options.overhead_ms / MS_PER_S,
-        "jitter": options.jitter,
+        "jitter": _measured_spread(table) if options.jitter is None else options.jitter,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
     }
@@ -192,6 +148,13 @@ def _device(options: argparse.Namespace, table: LatencyTable) -> Device:
     if options.kv_blocks is not None:
         chosen["kv_blocks"] = options.kv_blocks or None
     return default_device(table, **chosen)
+
+
+def _measured_spread(table: LatencyTable) -> float:
+    measured = table.info.get("spread")
+    if not isinstance(measured, int | float):
+        raise ValueError(f"--jitter table: the {table.origin} table of {table.model} does not say how steps spread")
+    return float(measured)
 
 
 def check_writable(path: Path) -> None:

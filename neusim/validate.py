@@ -22,10 +22,10 @@ import time
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
+from neusim.sim.arguments import Parser
 from neusim.sim.reference import Comparison, compare, errors, read_results
 from neusim.sim.replay import RealRun, read_run
 from neustream.policies import POLICIES
@@ -38,13 +38,6 @@ KINDS = {
     "diffusion": ("exp.diffusion", "dit-nano", ("clockwork", "neustream", "slack"), ("--requests", "100")),
 }
 """By kind of model: the program that serves it, the model, the policies, and the size of its short experiment."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:

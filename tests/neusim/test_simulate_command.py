@@ -31,7 +31,7 @@ def tables(tmp_path: Path) -> Path:
     }
     llm = {"prefill": TokensLatency((0.02, 0.001, 0.0)), "decode": ContextLatency((0.03, 1e-5), (1, 8), (0.03, 0.05))}
     for table in (
-        LatencyTable("sd-hand", "gpu", loop),
+        LatencyTable("sd-hand", "gpu", loop, {"spread": 0.1}),
         LatencyTable("odd", "gpu", loop),
         LatencyTable("opt-hand", "gpu", llm, {"estimated": {"peak": 1}}),
     ):
@@ -101,6 +101,18 @@ def test_a_smaller_device_serves_less(tables, tmp_path):
     assert all(good < goods[0] for good in goods[1:])
 
 
+def test_the_measured_spread_of_the_steps_can_be_had(tables, tmp_path):
+    latencies = []
+    for jitter in ("0", "0.1", "table"):
+        out = tmp_path / "out.json"
+        assert (
+            run(tables, "--model", "sd-hand", "--rate", "1", "--requests", "5", "--jitter", jitter, "--json", str(out))
+            == 0
+        )
+        latencies.append(json.loads(out.read_text())[0]["e2el"]["p99"])
+    assert latencies[0] != latencies[1] == latencies[2]
+
+
 def test_the_layout_is_a_choice(tables, capsys):
     arguments = ["--model", "sd-hand", "--rate", "1", "--requests", "5", "--no-bound"]
     assert run(tables, *arguments, "--layout", "interleaved", "--handover-ms", "10") == 0
@@ -125,6 +137,8 @@ def test_the_layout_is_a_choice(tables, capsys):
         (["--model", "sd-hand", "--steps", "9:9"], "--steps: expected lo:hi with 1 <= lo < hi <= 1001"),
         (["--model", "sd-hand", "--requests", "-1"], "--requests: expected a whole number of at least 1, got '-1'"),
         (["--model", "sd-hand", "--rate", "1", "--jitter", "2"], "jitter is relative to the step"),
+        (["--model", "sd-hand", "--rate", "1", "--jitter", "x"], "--jitter: expected a number or `table`, got 'x'"),
+        (["--model", "opt-hand", "--jitter", "table"], "table of opt-hand does not say how steps spread"),
         (["--model", "sd-hand", "--rate", "1", "--handover-ms", "-1"], "handover must be at least 0"),
         (["--model", "sd-hand", "--rate", "1", "--json", "/none/x.json"], "--json /none/x.json cannot be written"),
     ],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from neusim.sim import Device, Result, simulate
+from neusim.sim import Device, Result, default_device, simulate
 from neusim.sim.cost import gpu_demand, step_seconds
 from neusim.sim.events import EventQueue, Priority
 from neustream import Chunk, Deadlines, LatencyTable, Limits, Outcome, Request, StepPlan, Streams
@@ -265,3 +265,15 @@ def test_events_of_one_instant_come_by_priority_then_by_order_of_insertion():
 def test_an_impossible_device_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Device(**options)
+
+
+def test_kv_blocks_come_from_the_table_or_from_what_is_known_of_device_and_model():
+    """OPT-13B on 48 GB: 0.9 · 48e9 B less 2 B a weight, by 2 · 40 layers · 5120 · 2 B · 16 tokens a block."""
+    weights = 2 * 12_853_473_280
+    expected = int((0.9 * 48e9 - weights) / (2 * 40 * 5120 * 2 * 16))
+    table = LatencyTable("opt-13b", "a6000", OPT.modules, {"dtype": "float16"})
+    assert default_device(table).kv_blocks == expected
+    assert default_device(LatencyTable("opt-13b", "a6000", OPT.modules, {"kv_blocks": 7})).kv_blocks == 7
+    assert default_device(LatencyTable("opt-13b", "nobody's", OPT.modules)).kv_blocks is None
+    assert default_device(table, kv_blocks=None).kv_blocks is None
+    assert default_device(DIT) == Device("process")
