@@ -20,7 +20,7 @@ sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").re
 
 from neusim.estimate_llm import opt_modules  # noqa: E402
 from neusim.hardware import DEVICES, GIGA, TERA, Device, find_device  # noqa: E402
-from neusim.models import OPT_SHAPES, OptShape  # noqa: E402
+from neusim.models import OPT_SHAPES, OptShape, known_shape  # noqa: E402
 from neusim.roofline import BYTES, Roofline  # noqa: E402
 from neustream.tables import LatencyTable, save_table, table_path  # noqa: E402
 
@@ -41,7 +41,7 @@ def estimate(model: str, device: str, *, tp: int | None = None, dtype: str = "fl
     hardware = find_device(device)
     if dtype not in BYTES:
         raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(BYTES)}")
-    shape = OPT_SHAPES.get(model.removeprefix("facebook/"))
+    shape = known_shape(model)
     if shape is not None:
         return _estimate_llm(shape, hardware, DEFAULT_TP.get(shape.name, 1) if tp is None else tp, dtype)
     from diffusion_plugin.models import MODELS  # with the next, needs torch

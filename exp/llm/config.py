@@ -84,11 +84,11 @@ def default_requests(options: argparse.Namespace, capacity: float) -> int:
 
 def check_lengths(model: Model, longest_prompt: int, max_tokens: int) -> None:
     """Raises BadInput if a request would run past the model's last position."""
-    if longest_prompt + max_tokens > model.max_positions:
+    if longest_prompt + max_tokens > model.shape.max_positions:
         raise BadInput(
             f"prompts of up to {longest_prompt} tokens and --max-tokens {max_tokens} run past the "
-            f"{model.max_positions} positions of {model.name}; --max-tokens may be at most "
-            f"{max(model.max_positions - longest_prompt, 0)}"
+            f"{model.shape.max_positions} positions of {model.name}; --max-tokens may be at most "
+            f"{max(model.shape.max_positions - longest_prompt, 0)}"
         )
 
 

@@ -60,7 +60,7 @@ class Prompts:
 def read_prompts(dataset: Path | None, model: Model) -> Prompts:
     """The prompts that `--dataset` asks for. Raises BadInput for a file that is missing or of another format."""
     if dataset is None:
-        return Prompts(model.vocabulary)
+        return Prompts(model.shape.vocabulary)
     texts = read_sharegpt(dataset)
     count, how = token_counter(model)
     lengths = [length for length in map(count, texts) if MIN_TOKENS <= length <= MAX_TOKENS]
@@ -68,7 +68,7 @@ def read_prompts(dataset: Path | None, model: Model) -> Prompts:
         raise BadInput(
             f"{dataset}: none of its {len(texts)} conversations begins with {MIN_TOKENS} to {MAX_TOKENS} tokens"
         )
-    return Prompts(model.vocabulary, lengths, f"{dataset.name} ({len(lengths)} prompts, {how})")
+    return Prompts(model.shape.vocabulary, lengths, f"{dataset.name} ({len(lengths)} prompts, {how})")
 
 
 def token_counter(model: Model) -> tuple[Callable[[str], int], str]:

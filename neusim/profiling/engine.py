@@ -15,8 +15,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from neusim.models import OptShape
 from neusim.profiling.memory import GIB, MemoryPlan
-from neusim.profiling.opt import OptModel
 from neusim.profiling.points import MAX_SEQS, STEP_TOKENS, Point
 from neusim.profiling.settings import Settings, SettingsError
 
@@ -24,7 +24,7 @@ TOKEN = 5
 """What stands for a generated token where the forward pass is skipped; any id that is not special."""
 
 
-def load_engine(model: OptModel, settings: Settings, dtype: str, plan: MemoryPlan) -> Any:
+def load_engine(model: OptShape, settings: Settings, dtype: str, plan: MemoryPlan) -> Any:
     """An LLMEngine with random weights, configured as the experiments configure theirs, no policy set.
 
     Raises SettingsError where vLLM is missing or was built for the other kind of device.

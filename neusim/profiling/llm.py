@@ -6,12 +6,13 @@ from datetime import date
 from typing import Any
 
 from neusim.devices import cpu_flags, free_gpu_bytes
+from neusim.models import OptShape, load_shape
+from neusim.models import opt_name as names
 from neusim.profiling.engine import EngineTimer, load_engine, num_threads, versions
 from neusim.profiling.fit import fit_decode, fit_prefill
 from neusim.profiling.layers import extrapolate
 from neusim.profiling.measure import Visits, disturbed, measure, spread, trusted
 from neusim.profiling.memory import MemoryPlan, TooLarge, free_ram, plan_memory
-from neusim.profiling.opt import OptModel, load, names
 from neusim.profiling.partial import Partial, partial_path
 from neusim.profiling.points import CONTEXT_TOKENS, STEP_TOKENS, Point, llm_points
 from neusim.profiling.settings import Settings, SettingsError
@@ -53,10 +54,10 @@ def profile(settings: Settings) -> LatencyTable:
     return _table(settings, model, dtype, plan, points, visits)
 
 
-def check(settings: Settings) -> tuple[OptModel, str, MemoryPlan]:
+def check(settings: Settings) -> tuple[OptShape, str, MemoryPlan]:
     """The model, the dtype and how to measure it. Raises SettingsError for what cannot be; loads nothing."""
     try:
-        model = load(settings.model)
+        model = load_shape(settings.model)
     except ValueError as error:
         raise SettingsError(str(error)) from error
     if settings.layers and settings.layers[1] >= model.num_layers:
@@ -88,7 +89,7 @@ def _dtypes(settings: Settings) -> tuple[str, ...]:
     return ("bfloat16",) if BFLOAT16_FLAGS & cpu_flags() else ("float32", "bfloat16")
 
 
-def _key(settings: Settings, model: OptModel, dtype: str, plan: MemoryPlan) -> dict[str, Any]:
+def _key(settings: Settings, model: OptShape, dtype: str, plan: MemoryPlan) -> dict[str, Any]:
     """What must be the same for kept visits to be used; `repeats` may grow."""
     return {
         "model": model.config(model.num_layers),
@@ -103,7 +104,7 @@ def _key(settings: Settings, model: OptModel, dtype: str, plan: MemoryPlan) -> d
 
 def _table(
     settings: Settings,
-    model: OptModel,
+    model: OptShape,
     dtype: str,
     plan: MemoryPlan,
     points: list[Point],
@@ -134,7 +135,7 @@ def _table(
 
 
 def _full_depth(
-    model: OptModel, plan: MemoryPlan, points: list[Point], visits: Visits[Point]
+    model: OptShape, plan: MemoryPlan, points: list[Point], visits: Visits[Point]
 ) -> dict[Point, float]:
     """Seconds of each point at the model's full depth; points never timed undisturbed are left out if others remain."""
     depths = plan.layers or (model.num_layers,)

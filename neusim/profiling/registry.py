@@ -33,7 +33,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from neusim.profiling import opt
+from neusim.models import KNOWN, opt_name
 
 DIFFUSION_PREFIXES = ("dit-", "sd-", "sd15", "palette-")
 
@@ -54,10 +54,10 @@ def find_target(model: str) -> Target:
     """The profiler of `model`. Raises ValueError, one line, where there is none."""
     if model.startswith(DIFFUSION_PREFIXES):
         return _diffusion_target(model)
-    name = opt.names(model)
+    name = opt_name(model)
     if name is not None:
         return Target(name, "neusim.profiling.llm")
-    raise ValueError(f"unknown model {model!r}; there are {opt.KNOWN}; image pipelines: dit-…, sd-…, palette-…")
+    raise ValueError(f"unknown model {model!r}; there are {KNOWN}; image pipelines: dit-…, sd-…, palette-…")
 
 
 def _diffusion_target(model: str) -> Target:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from neusim.hardware import DEVICES
-from neusim.models import OPT_SHAPES
+from neusim.models import known_shape
 from neusim.roofline import BYTES
 from neustream.policies import is_llm
 from neustream.tables import LatencyTable
@@ -86,12 +86,12 @@ def kv_blocks(table: LatencyTable) -> int | None:
     known = table.info.get("kv_blocks")
     if isinstance(known, int) and known > 0:
         return known
-    shape = OPT_SHAPES.get(table.model.removeprefix("facebook/"))
+    shape = known_shape(table.model)
     hardware = DEVICES.get(table.device)
     width = BYTES.get(str(table.info.get("dtype", "float16")))
     if shape is None or hardware is None or width is None:
         return None
     devices = int(table.info.get("tensor_parallel", 1))
     room = MEMORY_SHARE * hardware.memory_bytes * devices - shape.num_parameters * width
-    per_token = 2 * shape.num_layers * shape.hidden * width
+    per_token = shape.kv_elements(shape.num_layers) * width
     return max(int(room / (per_token * BLOCK_SIZE)), 0) or None

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from fake_vllm import TABLE
 
-from exp.llm.model import opt_config
 from neusim.models import OptShape
 from neustream.tables import LatencyTable, save_table
 
@@ -27,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "opt-tiny"
     folder.mkdir()
     shape = OptShape("opt-tiny", num_layers=2, hidden=128, num_heads=2, ffn=256, embed=128)
-    (folder / "config.json").write_text(json.dumps(opt_config(shape) | {"vocab_size": 512}))
+    (folder / "config.json").write_text(json.dumps(shape.config() | {"vocab_size": 512}))
     save_table(LatencyTable("opt-tiny", "desk", TABLE.modules, TABLE.info), folder.parent / "table.json")
     return folder
 

@@ -11,6 +11,7 @@ import pytest
 from exp.common import BadInput
 from exp.llm.model import Model, resolve_model
 from exp.llm.prompts import Prompts, read_prompts
+from neusim.models import OptShape
 
 MODEL = resolve_model("facebook/opt-125m")
 
@@ -64,12 +65,14 @@ def test_a_data_set_of_another_format_is_refused(tmp_path: Path, content: Any, m
 def test_a_local_folder_is_a_model_of_its_own_name(tmp_path: Path) -> None:
     folder = tmp_path / "opt-tiny"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 512, "vocab_size": 1000}))
+    shape = OptShape("opt-tiny", 2, 64, 2, 128, 64, vocabulary=1000, max_positions=512)
+    (folder / "config.json").write_text(json.dumps(shape.config()))
     model = resolve_model(str(folder))
-    assert model == Model("opt-tiny", 512, 1000, folder=folder)
+    assert model == Model(shape, folder=folder)
+    assert model.name == "opt-tiny"
     assert not model.has_weights
     (folder / "model.safetensors").touch()
     assert model.has_weights
     (folder / "config.json").write_text("{}")
-    with pytest.raises(BadInput, match=r"config\.json: KeyError"):
+    with pytest.raises(BadInput, match=r"config\.json: model_type is None"):
         resolve_model(str(folder))

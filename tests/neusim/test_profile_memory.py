@@ -3,7 +3,8 @@
 import pytest
 
 from neusim import devices
-from neusim.profiling import memory, opt
+from neusim.models import load_shape
+from neusim.profiling import memory
 from neusim.profiling.memory import GIB, TooLarge, free_ram, plan_memory
 from neusim.profiling.settings import TABLES, make_settings
 
@@ -60,16 +61,16 @@ def test_cpu_names_become_short(name: str, slug: str) -> None:
 def test_a_model_is_measured_whole_where_it_fits_and_by_layers_elsewhere(
     name: str, dtype: str, free_gib: int, layers: tuple[int, int] | None
 ) -> None:
-    plan = plan_memory(opt.load(name), dtype, free_gib * GIB, layers=None, cache_tokens=65536)
+    plan = plan_memory(load_shape(name), dtype, free_gib * GIB, layers=None, cache_tokens=65536)
     assert plan.layers == layers
-    model = opt.load(name)
+    model = load_shape(name)
     taken = memory.ITEM_BYTES[dtype] * model.parameters(plan.depth) + plan.cache_bytes + memory.WORKSPACE_BYTES
     assert taken <= free_gib * GIB
 
 
 def test_what_does_not_fit_by_layers_either_is_refused_with_sizes() -> None:
     with pytest.raises(TooLarge, match=r"opt-66b: 4 layers in float32 need 21\.\d GiB, and 13\.6 GiB can be taken"):
-        plan_memory(opt.load("opt-66b"), "float32", 16 * GIB, layers=None, cache_tokens=65536)
+        plan_memory(load_shape("opt-66b"), "float32", 16 * GIB, layers=None, cache_tokens=65536)
 
 
 def test_a_cgroup_limit_bounds_what_is_free() -> None:
@@ -93,5 +94,5 @@ def test_a_cgroup_limit_bounds_what_is_free() -> None:
 
 def test_parameter_counts_are_those_of_the_published_models() -> None:
     for name, published in (("opt-125m", 125e6), ("opt-350m", 331e6), ("opt-13b", 12.85e9), ("opt-66b", 65.7e9)):
-        model = opt.load(name)
+        model = load_shape(name)
         assert model.parameters(model.num_layers) == pytest.approx(published, rel=0.01)
