@@ -160,7 +160,9 @@ def test_a_tiny_model_is_profiled_end_to_end(tiny: Path, tmp_path: Path, layers:
     prefill, decode = table["prefill"], table["decode"]
     assert isinstance(prefill, TokensLatency)
     assert isinstance(decode, ContextLatency)
-    assert decode.batch == (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    # A point that other work disturbed at every visit is left out, so a busy machine may lack a few.
+    assert set(decode.batch) <= {1, 2, 4, 8, 16, 32, 64, 128, 256}
+    assert len(decode.batch) >= 2
     assert decode.predict(Shape(256, context=256 * 64)) > decode.predict(Shape(1, context=64)) > 0
     assert prefill.of(100) > 0
     assert table.info.get("layers_measured") == ([1, 2] if layers else None)
