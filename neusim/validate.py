@@ -34,8 +34,13 @@ from neustream.slo import MS_PER_S
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "neusim" / "tables"
 KINDS = {
-    "llm": ("exp.llm", "opt-125m", ("fcfs", "neustream", "slack"), ("--requests", "60", "--max-tokens", "64")),
-    "diffusion": ("exp.diffusion", "dit-nano", ("clockwork", "neustream", "slack"), ("--requests", "100")),
+    "llm": ("exp.llm", "opt-125m", ("fcfs", "neustream", "slack"), ("--requests", "80", "--max-tokens", "64")),
+    "diffusion": (
+        "exp.diffusion",
+        "dit-nano",
+        ("clockwork", "neustream", "slack"),
+        ("--requests", "200", "--load", "0.5,1.5"),
+    ),
 }
 """By kind of model: the program that serves it, the model, the policies, and the size of its short experiment."""
 
@@ -80,18 +85,21 @@ def show_reference(folder: Path) -> None:
 
 
 def show_run(run: RealRun) -> None:
-    """Print a real run's goodput beside that of its simulation, setting by setting."""
-    origin = f"{run.table.origin} table of {run.table.model} on {run.table.device}"
-    overhead = f"{run.overhead * MS_PER_S:.2f} ms beside each step"
-    print(f"{run.folder}: {run.summary['policy']}, {origin}, {overhead}")
-    print(f"  {'setting':38} {'good':>12} {'req goodput/s':>20} {'unit goodput/s':>20}   (real, simulated, error)")
+    """Print a real run's goodput beside that of its simulation, setting by setting.
+
+    Twice: with the table's seconds, and with as many as the run's own steps took.
+    """
+    drift = ", ".join(f"{module} {ratio:.2f}" for module, ratio in run.steps.drift.items())
+    print(f"{run.folder}: {run.summary['policy']}, {run.table.origin} table of {run.table.model} on {run.table.device}")
+    print(f"  its steps took, × the table: {drift or 'not known'}; {run.steps.overhead * MS_PER_S:.2f} ms beside each")
+    print(f"  {'setting':38} {'':16} {'real':>8} {'simulated':>18} {'at its own speed':>18}")
     for index, setting in enumerate(run.settings):
-        simulated = run.replay(index).summary
+        results = [run.replay(index, at_own_speed=own).summary for own in (False, True)]
         axes = " ".join(f"{axis} {setting[axis]:.4g}" for axis in run.summary.get("axes", ("rate", "cv")))
-        cells = [f"{setting['good']:5} {simulated['good']:5}"]
-        for key in ("request_goodput", "token_goodput"):
-            cells.append(f"{setting[key]:6.3g} {simulated[key]:6.3g} {relative_error(setting[key], simulated[key])}")
-        print(f"  {axes:38} {cells[0]:>12} {cells[1]:>20} {cells[2]:>20}")
+        for key in ("request_goodput", "token_goodput", "good"):
+            cells = [f"{result[key]:.4g} {relative_error(setting[key], result[key]):>8}" for result in results]
+            print(f"  {axes:38} {key:16} {setting[key]:8.4g} {cells[0]:>18} {cells[1]:>18}")
+            axes = ""
 
 
 def relative_error(real: float, simulated: float) -> str:
@@ -100,37 +108,41 @@ def relative_error(real: float, simulated: float) -> str:
 
 
 def real_runs(options: argparse.Namespace) -> Iterator[Path]:
-    """Run the short experiments, one after the other; yields each one's folder. Raises ValueError if one fails."""
+    """Run the short experiments, one after the other; yields each one's folder. Raises ValueError if one fails.
+
+    Each kind's latency table is measured right before, since a machine is not equally fast at all times.
+    """
     out = options.out or ROOT / "runs" / f"validate-{time.strftime('%Y%m%d-%H%M%S')}"
     for kind in options.kind or KINDS:
         program, model, policies, size = KINDS[kind]
+        table = out / f"{model}.json"
+        measured = False
         for policy in options.policy or policies:
             entry = POLICIES.get(policy)
             if entry is None or not (entry.llm if kind == "llm" else entry.loop):
                 continue  # of those asked for, each kind of model runs what serves it
+            if not measured:
+                run_program(f"measuring {model}", ["neusim.profile", "--model", model, "--out", str(table)])
+                measured = True
             folder = out / f"{kind}-{policy}"
-            command = [
-                sys.executable,
-                "-m",
-                program,
-                "--model",
-                model,
-                "--policy",
-                policy,
-                "--out",
-                f"{folder}{os.sep}",
-            ]
-            print(f"serving {model} under {policy} …", file=sys.stderr, flush=True)
-            result = subprocess.run([*command, *size], cwd=ROOT, stdout=subprocess.DEVNULL)
-            if result.returncode:
-                raise ValueError(f"the real run ended with exit code {result.returncode}: {' '.join(command)}")
+            command = [program, "--model", model, "--policy", policy, "--table", str(table), "--out", str(folder)]
+            run_program(f"serving {model} under {policy}", [*command, *size])
             yield folder
+
+
+def run_program(what: str, command: list[str]) -> None:
+    """Run `python -m …` from the repository's root. Raises ValueError if it fails."""
+    print(f"{what} …", file=sys.stderr, flush=True)
+    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    if result.returncode:
+        raise ValueError(f"exit code {result.returncode} of python -m {' '.join(command)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     command = parser()
     options = command.parse_args(argv)
+    options.out = options.out and options.out.resolve()
     unknown = [policy for policy in options.policy or () if policy not in POLICIES]
     if unknown:
         command.error(f"unknown policy {unknown[0]!r}; there are {', '.join(POLICIES)}")

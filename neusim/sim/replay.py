@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from neusim.sim.device import Device, default_device
-from neusim.sim.run import Result, simulate
+from neusim.sim.device import default_device
+from neusim.sim.run import Result, named_policy, simulate
+from neustream.latency import BatchLatency, ContextLatency, LatencyModel, TokensLatency
 from neustream.policies import is_llm
 from neustream.request import Request, Route, Stage
 from neustream.slo import Slo, parse_slo
@@ -30,31 +33,43 @@ class Replay:
     records: tuple[dict[str, Any], ...]
     """As `neustream.records.request_record` writes them."""
     slo: Slo
+    table: LatencyTable
+    """The table that their deadlines were made with."""
 
     @property
     def num_requests(self) -> int:
         return len(self.records)
 
     def requests(self, table: LatencyTable) -> Iterator[Request]:
-        """Raises ValueError where the recorded deadlines do not follow from this table and the SLO."""
+        """Raises ValueError where the recorded deadlines do not follow from the run's table and the SLO."""
         for record in sorted(self.records, key=lambda record: record["arrival"]):
-            route = self._route(record["visits"], table)
+            route = self._route(record["visits"])
             arrival, size = record["arrival"], record["size"]
-            deadlines = self.slo.bind(arrival, route, size, table)
+            deadlines = self.slo.bind(arrival, route, size, self.table)
             request = Request(record["id"], arrival, deadlines, route, size)
             for key, unit in (("first_deadline", 1), ("last_deadline", request.max_units)):
                 recorded = record[key]
                 if recorded is not None and abs(deadlines.at(unit) - recorded) > TOLERANCE:
                     raise ValueError(
-                        f"request {record['id']}: {key} was {recorded:.3f} s, the table of {table.model} on "
-                        f"{table.device} makes it {deadlines.at(unit):.3f} s: not the table of that run"
+                        f"request {record['id']}: {key} was {recorded:.3f} s, the table of {self.table.model} on "
+                        f"{self.table.device} makes it {deadlines.at(unit):.3f} s: not the table of that run"
                     )
             yield request
 
     @staticmethod
-    def _route(visits: dict[str, int], table: LatencyTable) -> Route:
+    def _route(visits: dict[str, int]) -> Route:
         emitting = {"prefill", "decode"}
         return tuple(Stage(module, count, emits=module in emitting) for module, count in visits.items())
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """How a real run's steps took other than its table says."""
+
+    overhead: float = 0.0
+    """Seconds per step beside what the table measures: deciding, and from the end of a step to the next."""
+    drift: Mapping[str, float] = field(default_factory=dict)
+    """Measured over predicted seconds of each module, over the whole run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +81,7 @@ class RealRun:
     records: tuple[tuple[dict[str, Any], ...], ...]
     """The requests of each setting."""
     table: LatencyTable
-    overhead: float = 0.0
-    """Seconds per step that it spent beside what its table measures: deciding, and between steps."""
+    steps: StepTimes
 
     @property
     def policy(self) -> str:
@@ -88,11 +102,17 @@ class RealRun:
             return absolute
         return {key: setting[key] for key in ("pslo", "dslo", "slo_scale") if key in setting}
 
-    def replay(self, index: int, device: Device | None = None) -> Result:
-        """Simulate one setting's requests on one loop over all modules, as the real executors are."""
-        device = device or default_device(self.table, layout="interleaved", overhead=self.overhead)
-        slo = self.slo(self.settings[index])
-        return simulate(self.table, self.policy, Replay(self.records[index], parse_slo(slo)), device)
+    def replay(self, index: int, *, at_own_speed: bool = False) -> Result:
+        """Simulate one setting's requests on one loop over all modules, as the real executors are.
+
+        `at_own_speed`: with steps as much slower (or faster) than the table as the run's were, which the policy
+        does not know; what then differs from the real run is not the table's fault.
+        """
+        device = default_device(self.table, layout="interleaved", overhead=self.steps.overhead)
+        slo = parse_slo(self.slo(self.settings[index]))
+        policy = partial(named_policy, self.policy, self.table, device, self.settings[index].get("slo_scale"))
+        table = scaled(self.table, self.steps.drift) if at_own_speed else self.table
+        return simulate(table, policy, Replay(self.records[index], slo, self.table), device)
 
 
 def read_run(folder: Path, tables: Path) -> RealRun:
@@ -119,28 +139,53 @@ def read_run(folder: Path, tables: Path) -> RealRun:
             records[record["setting"]].append(record)
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{folder / 'requests.jsonl'}:{number}: {type(error).__name__} {error}") from error
-    overhead = step_overhead(folder / "steps.jsonl", table)
-    return RealRun(folder, summary, tuple(tuple(group) for group in records), table, overhead)
+    steps = read_steps(folder / "steps.jsonl", table)
+    return RealRun(folder, summary, tuple(tuple(group) for group in records), table, steps)
 
 
-def step_overhead(path: Path, table: LatencyTable) -> float:
-    """Seconds per step beside what the table measures, from a run's records of its steps; 0 without any.
+def read_steps(path: Path, table: LatencyTable) -> StepTimes:
+    """What a run's records of its steps say of time; nothing where there are none.
 
     An LLM's table measures the engine's whole step, so only the policy's decision comes on top; a pipeline's
     measures the module alone, so all of the scheduling does. What passes between a step and the next is
     taken as the median, which waiting for arrivals does not change.
     """
-    if not path.is_file():
-        return 0.0
-    key = "decision_seconds" if is_llm(table) else "schedule_seconds"
-    steps = [json.loads(line) for line in _read(path).splitlines()]
+    steps = [json.loads(line) for line in _read(path).splitlines()] if path.is_file() else []
+    if not steps:
+        return StepTimes()
     gaps = [
         later["time"] - earlier["time"] - earlier["seconds"]
         for earlier, later in pairwise(steps)
         if later["setting"] == earlier["setting"]
     ]
-    deciding = fmean(step.get(key) or 0.0 for step in steps) if steps else 0.0
-    return deciding + (max(median(gaps), 0.0) if gaps else 0.0)
+    key = "decision_seconds" if is_llm(table) else "schedule_seconds"
+    deciding = fmean(step.get(key) or 0.0 for step in steps)
+    taken: Counter[str] = Counter()
+    predicted: Counter[str] = Counter()
+    for step in steps:
+        if step.get("predicted_seconds"):
+            taken[step["module"]] += step["seconds"] - (step.get(key) or 0.0)
+            predicted[step["module"]] += step["predicted_seconds"]
+    drift = {module: taken[module] / predicted[module] for module in predicted}
+    return StepTimes(deciding + (max(median(gaps), 0.0) if gaps else 0.0), drift)
+
+
+def scaled(table: LatencyTable, factors: Mapping[str, float]) -> LatencyTable:
+    """The table with every module's seconds multiplied by its factor (1 where none is given)."""
+
+    def scale(model: LatencyModel, factor: float) -> LatencyModel:
+        seconds = tuple(value * factor for value in getattr(model, "seconds", ()))
+        if isinstance(model, BatchLatency):
+            return replace(model, seconds=seconds)
+        if isinstance(model, TokensLatency):
+            a, b, c = (value * factor for value in model.coef)
+            return replace(model, seconds=seconds, coef=(a, b, c))
+        if isinstance(model, ContextLatency):
+            return replace(model, seconds=seconds, coef=(model.coef[0] * factor, model.coef[1] * factor))
+        raise TypeError(f"cannot scale a {type(model).__name__}")
+
+    modules = {name: scale(model, factors.get(name, 1.0)) for name, model in table.modules.items()}
+    return replace(table, modules=modules)
 
 
 def _read(path: Path) -> str:

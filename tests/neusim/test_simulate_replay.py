@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import pytest
 
 from neusim import validate
 from neusim.sim import Device, LlmWorkload, PipelineWorkload, Workload, simulate
-from neusim.sim.replay import read_run, step_overhead
+from neusim.sim.replay import StepTimes, read_run, read_steps, scaled
 from neustream import LatencyTable, Request, parse_slo, save_table
-from neustream.latency import BatchLatency, ContextLatency, TokensLatency
+from neustream.latency import BatchLatency, ContextLatency, Shape, TokensLatency
 from neustream.records import JsonLines, request_record
 from neustream.tables import table_path
 
@@ -72,25 +73,47 @@ def test_both_goodputs_and_the_error_are_printed_for_each_setting(tmp_path, caps
     summary["settings"][0]["request_goodput"] *= 0.5
     path.write_text(json.dumps(summary))
     assert validate.main(["--run", str(tmp_path / "run"), "--tables", str(tmp_path / "tables")]) == 0
-    head, _, first, second = capsys.readouterr().out.splitlines()
-    assert "neustream, measured table of dit-hand on box" in head
-    assert "rate 3 cv 2 slo_scale 2.5" in first
-    assert f"{goods[0]:5} {goods[0]:5}" in first
-    assert "+100.0%" in first
-    assert second.count("+0.0%") == 2
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert " ".join(lines[0]).endswith("neustream, measured table of dit-hand on box")
+    assert lines[3][:6] == ["rate", "3", "cv", "2", "slo_scale", "2.5"]
+    assert lines[3][6] == "request_goodput"
+    assert [lines[3][9], lines[3][11]] == ["+100.0%", "+100.0%"]
+    assert lines[5] == ["good", str(goods[0]), str(goods[0]), "+0.0%", str(goods[0]), "+0.0%"]
+    assert lines[8] == ["good", str(goods[1]), str(goods[1]), "+0.0%", str(goods[1]), "+0.0%"]
 
 
-def test_what_a_run_spent_beside_its_steps_is_measured(tmp_path):
+def test_how_a_runs_steps_differ_from_its_table_is_measured(tmp_path):
     """Gaps 0.01, 0.02, 0.02 and 0.9 (waiting for arrivals), of which the median is 0.02; deciding 0.004 on average."""
     starts = [0.0, 0.11, 0.23, 0.35, 1.35]
     with JsonLines(tmp_path / "steps.jsonl") as lines:
         for time, deciding in zip(starts, (0.002, 0.006, 0.004, 0.004, 0.004), strict=True):
-            spent = {"schedule_seconds": deciding, "decision_seconds": deciding / 2}
-            lines.write({"setting": 0, "time": time, "seconds": 0.1, **spent})
-        lines.write({"setting": 1, "time": 0.0, "seconds": 0.1, "schedule_seconds": 0.004, "decision_seconds": None})
-    assert step_overhead(tmp_path / "steps.jsonl", LOOP) == pytest.approx(0.024)
-    assert step_overhead(tmp_path / "steps.jsonl", LLM) == pytest.approx(0.02 + 0.01 / 6)
-    assert step_overhead(tmp_path / "nothing.jsonl", LOOP) == 0.0
+            spent = {"schedule_seconds": deciding, "decision_seconds": deciding / 2, "predicted_seconds": 0.048}
+            lines.write({"setting": 0, "module": "denoise", "time": time, "seconds": 0.1, **spent})
+        last = {"schedule_seconds": 0.004, "decision_seconds": None, "predicted_seconds": None}
+        lines.write({"setting": 1, "module": "vae", "time": 0.0, "seconds": 0.1, **last})
+    times = read_steps(tmp_path / "steps.jsonl", LOOP)
+    assert times.overhead == pytest.approx(0.024)
+    assert times.drift == {"denoise": pytest.approx(2.0)}
+    assert read_steps(tmp_path / "steps.jsonl", LLM).overhead == pytest.approx(0.02 + 0.01 / 6)
+    assert read_steps(tmp_path / "nothing.jsonl", LOOP) == StepTimes()
+
+
+@pytest.mark.parametrize(("table", "axes"), [(LOOP, {"slo_scale": 2.5}), (LLM, {"pslo": 3.0, "dslo": 1.3})])
+def test_at_its_own_speed_a_replay_has_slower_steps_and_the_same_deadlines(tmp_path, table, axes):
+    goods = write_run(tmp_path / "run", table, "neustream", {"rate": 3.0, "cv": 2.0, **axes})
+    run = read_run(tmp_path / "run", tmp_path / "tables")
+    slow = replace(run, steps=StepTimes(drift=dict.fromkeys(table.modules, 1.5)))
+    assert slow.replay(0).good == goods[0]
+    assert 0 < slow.replay(0, at_own_speed=True).good < goods[0]
+
+
+def test_a_scaled_table_predicts_scaled_seconds():
+    for table in (LOOP, LLM):
+        twice = scaled(table, dict.fromkeys(table.modules, 2.0))
+        for module in table.modules:
+            for shape in (Shape(1, 30, 900, 30), Shape(3, 70, 2000, 90)):
+                assert twice[module].predict(shape) == pytest.approx(2 * table[module].predict(shape))
+    assert scaled(LOOP, {}) == LOOP
 
 
 def test_another_table_than_the_runs_own_is_found_out(tmp_path):
