@@ -15,17 +15,14 @@ CONTEXT_TOKENS = 65536
 MAX_SEQS = 256
 """Sequences in a batch: vLLM's default."""
 
-QUICK_PREFILL = (
-    (1, 16), (1, 32), (1, 64), (1, 128), (2, 64), (1, 256), (4, 64), (1, 512), (8, 64), (1, 1024), (8, 128), (16, 128),
-)  # fmt: skip
-FULL_PREFILL = (
-    *((1, length) for length in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)),
-    *((2, length) for length in (16, 32, 64, 128, 256, 512, 1024)),
-    *((4, length) for length in (16, 32, 64, 128, 256, 512)),
-    *((8, length) for length in (16, 32, 64, 128, 256)),
-    *((16, length) for length in (16, 32, 64, 128)),
-    *((32, length) for length in (16, 32, 64)),
-)
+QUICK_PREFILL = {17: (1,), 34: (1,), 66: (1,), 130: (1, 2), 252: (1, 4), 520: (1, 8), 1016: (1, 8), 2000: (16,)}
+FULL_PREFILL = {
+    9: (1,), 17: (1,), 25: (1,), 34: (1, 2), 50: (1,), 66: (1, 2), 98: (1,), 130: (1, 2), 184: (1, 8),
+    252: (1, 2, 4), 400: (1, 16), 520: (1, 2, 4, 8), 800: (1, 16, 32), 1016: (1, 2, 4, 8), 1540: (1, 4, 28),
+    2000: (2, 4, 8, 16),
+}  # fmt: skip
+"""Σ length: over how many prompts. Several compositions of one sum tell what the length of each costs. Powers of two
+are avoided: matrix products of such sizes are faster per token than those of the sizes that a workload brings."""
 QUICK_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FULL_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 QUICK_CONTEXTS = (64, 512)
@@ -74,7 +71,8 @@ def llm_points(*, quick: bool, max_len: int, max_tokens: int = CONTEXT_TOKENS) -
     Decodes first, and the largest first: the allocator keeps what they needed, and later steps find it as in a
     server that has been running for a while.
     """
-    prefill = [(length,) * batch for batch, length in (QUICK_PREFILL if quick else FULL_PREFILL)]
+    sums = QUICK_PREFILL if quick else FULL_PREFILL
+    prefill = [(total // batch,) * batch for total, batches in sums.items() for batch in batches]
     batches, contexts = (QUICK_BATCHES, QUICK_CONTEXTS) if quick else (FULL_BATCHES, FULL_CONTEXTS)
     points = [Point("prefill", lengths) for lengths in prefill]
     points += [Point("prefill", lengths, held_out=True) for lengths in UNSEEN_PREFILL]

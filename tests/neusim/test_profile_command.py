@@ -147,6 +147,15 @@ def test_a_folder_without_a_usable_config_is_refused(
     assert message in capsys.readouterr().err
 
 
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("neusim.profile.profile_model", interrupted)
+    assert main(["--model", "opt-125m"]) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+
+
 # The whole of it, on the real engine
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from neusim.profiling.fit import fit_batch, fit_decode, fit_prefill, prefill_grid, rising, solve
 from neusim.profiling.layers import extrapolate, to_full_depth
-from neusim.profiling.points import Point, llm_points
+from neusim.profiling.points import FULL_PREFILL, QUICK_PREFILL, Point, llm_points
 from neustream.latency import Shape
 
 
@@ -38,7 +38,7 @@ def test_prefill_coefficients_are_recovered_from_exact_points() -> None:
 
 def test_prefill_coefficients_survive_one_spoilt_point() -> None:
     points = {s: prefill_seconds(s) for s in PREFILLS}
-    points[prefill_shape(*[64] * 8)] *= 3
+    points[prefill_shape(*[65] * 8)] *= 3
     model, _ = fit_prefill(points, {})
     assert model.coef == pytest.approx((0.01, 2e-4, 3e-7), rel=0.1)
 
@@ -142,3 +142,8 @@ def test_points_stay_within_what_the_cache_and_the_model_hold() -> None:
     points = llm_points(quick=False, max_len=200, max_tokens=1000)
     assert max(max(point.lengths) for point in points) <= 200
     assert max(sum(point.lengths) for point in points) <= 1000
+
+
+def test_the_parts_of_a_prefill_add_up_to_the_sum_that_it_stands_for() -> None:
+    for sums in (QUICK_PREFILL, FULL_PREFILL):
+        assert [(total, batch) for total, batches in sums.items() for batch in batches if total % batch] == []
