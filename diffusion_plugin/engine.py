@@ -10,6 +10,7 @@ from diffusion_plugin.executor import DiffusionExecutor
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, ImageResult, Job
 from neustream import LatencyTable, Request, StepLoop, StepPlan, StepPolicy, Streams, make_policy
+from neustream.drift import DriftMeter
 from neustream.loop import Clock
 from neustream.policies.neustream_loop import MAX_BATCH
 from neustream.workload import pipeline_route
@@ -40,7 +41,7 @@ class Engine:
             raise ValueError(f"the table of {table.model} on {table.device} lacks {', '.join(missing)}")
         self.pipeline = pipeline
         self.table = table
-        self.executor = DiffusionExecutor(pipeline, max_batch=max_batch)
+        self.executor = DiffusionExecutor(pipeline, max_batch=max_batch, drift=DriftMeter(table))
         chosen = make_policy(policy, table, slo_scale=slo_scale) if isinstance(policy, str) else policy
         self.streams = Streams(pipeline.modules)
         self.loop = StepLoop(chosen, self.streams, self.executor, clock, self._ended, on_step)

@@ -11,6 +11,7 @@ from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import Job
 from diffusion_plugin.state import State
 from neustream import Limits, Request, StepPlan, StepResult
+from neustream.drift import DriftMeter
 from neustream.policies.neustream_loop import MAX_BATCH
 
 
@@ -21,7 +22,14 @@ class DiffusionExecutor:
     module's batch cap, for good, and is run again in parts; a request that does not fit alone fails.
     """
 
-    def __init__(self, pipeline: Pipeline, *, num_slots: int = 16, max_batch: int = MAX_BATCH) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        num_slots: int = 16,
+        max_batch: int = MAX_BATCH,
+        drift: DriftMeter | None = None,
+    ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         self.pipeline = pipeline
@@ -29,6 +37,7 @@ class DiffusionExecutor:
         self.jobs: dict[str, Job] = {}
         self.max_batch = dict.fromkeys(pipeline.modules, max_batch)
         self.last_seconds: dict[str, float] = {}
+        self.drift = drift
 
     def add(self, job: Job) -> None:
         """Take in a request; its tensors are made when a step first runs it."""
@@ -41,7 +50,8 @@ class DiffusionExecutor:
         return job
 
     def limits(self) -> Limits:
-        return Limits(max_batch=self.max_batch, last_seconds=self.last_seconds)
+        drift = self.drift.ratios if self.drift is not None else {}
+        return Limits(max_batch=self.max_batch, last_seconds=self.last_seconds, drift=drift)
 
     def run(self, plan: StepPlan) -> StepResult:
         assert plan.module is not None
@@ -50,7 +60,11 @@ class DiffusionExecutor:
         failed: dict[str, str] = {}
         with torch.inference_mode():
             self._run(plan.module, jobs, failed)
-        self.last_seconds[plan.module] = time.monotonic() - started
+        seconds = time.monotonic() - started
+        self.last_seconds[plan.module] = seconds
+        if self.drift is not None:
+            self.drift.expect(plan)
+            self.drift.observe(plan.module, seconds)
         return StepResult(failed)
 
     def _run(self, module: str, jobs: Sequence[Job], failed: dict[str, str]) -> None:

@@ -68,6 +68,8 @@ class Limits:
     """Requests in one step of a module, where memory bounds it."""
     last_seconds: Mapping[str, float] = field(default_factory=dict)
     """How long the last step of each module took, where one has run."""
+    drift: Mapping[str, float] = field(default_factory=dict)
+    """Measured over predicted seconds of each module's recent steps, where that is known (`DriftMeter`)."""
 
     def blocks(self, units: int) -> int:
         """Blocks that a context of `units` occupies."""

@@ -57,7 +57,8 @@ def drive(loop: StepLoop, clock: VirtualClock, requests: Iterable[Request]) -> l
         plan = loop.step()
         loop.streams.check_integrity()
         if plan.module is not None:
-            trace.append((round(start, 9), plan.module, [request.request_id for request in plan.batch]))
+            members = (*plan.batch, *(chunk.request for chunk in plan.chunks))
+            trace.append((round(start, 9), plan.module, [request.request_id for request in members]))
         elif not plan.rejected:
             pending = [moment for moment in (plan.wake, arrivals[0][0] if arrivals else None) if moment is not None]
             assert pending, f"idle for ever with {list(loop.streams)}"

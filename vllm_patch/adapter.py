@@ -13,6 +13,7 @@ from typing import Any
 from vllm.core.step_policy import StepCapacity, StepDecision, StepRecord
 from vllm.sequence import SequenceGroup, SequenceStatus
 
+from neustream.drift import DriftMeter
 from neustream.plan import Limits, StepPlan
 from neustream.policies.base import DECODE, PREFILL, StepPolicy
 from neustream.request import OnMiss, Outcome, Request, Stage
@@ -59,6 +60,7 @@ class Adapter:
         self.on_end: Callable[[Request], None] | None = None
         self.streams = Streams((PREFILL, DECODE))
         self.last_seconds: dict[str, float] = {}
+        self.drift = DriftMeter(table) if table is not None else None
 
     def on_add(self, group: SequenceGroup) -> None:
         """Make the group's request. Raises ValueError for an SLO that cannot be understood."""
@@ -103,6 +105,8 @@ class Adapter:
         """Remember how long the last step of each module took."""
         if record.kind in (PREFILL, DECODE):
             self.last_seconds[record.kind] = record.seconds
+            if self.drift is not None:
+                self.drift.observe(record.kind, record.seconds)
 
     def decide(
         self,
@@ -123,8 +127,12 @@ class Adapter:
             spare_blocks=capacity.watermark_blocks,
             total_blocks=capacity.num_total_blocks,
             last_seconds=self.last_seconds,
+            drift=self.drift.ratios if self.drift is not None else {},
         )
-        return self._translate(self.policy.plan(now, self.streams, limits), impossible)
+        plan = self.policy.plan(now, self.streams, limits)
+        if self.drift is not None:
+            self.drift.expect(plan)
+        return self._translate(plan, impossible)
 
     def _sync(
         self,

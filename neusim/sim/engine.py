@@ -17,6 +17,7 @@ from neusim.sim.device import Device
 from neusim.sim.events import EventQueue, Priority
 from neusim.sim.memory import KvMemory
 from neusim.sim.process import Process, ProcessStreams, RunningStep
+from neustream.drift import DriftMeter
 from neustream.loop import DONE, commit, reject
 from neustream.plan import UNLIMITED, Limits, StepPlan
 from neustream.policies import StepPolicy, is_llm
@@ -80,8 +81,10 @@ class Engine:
     def _process(self, modules: tuple[str, ...], policy: StepPolicy) -> Process:
         device = self.device
         last_seconds: dict[str, float] = {}
+        drift = DriftMeter(self.table)
         if not is_llm(self.table):
-            return Process(ProcessStreams(modules), policy, Limits(last_seconds=last_seconds), last_seconds)
+            limits = Limits(last_seconds=last_seconds, drift=drift.ratios)
+            return Process(ProcessStreams(modules), policy, limits, last_seconds, drift)
         memory = KvMemory(device.kv_blocks, device.block_size, device.watermark) if device.kv_blocks else None
         limits = Limits(
             max_resident=device.max_num_seqs,
@@ -91,8 +94,9 @@ class Engine:
             spare_blocks=memory.spare if memory else 0,
             total_blocks=memory.total if memory else UNLIMITED,
             last_seconds=last_seconds,
+            drift=drift.ratios,
         )
-        return Process(ProcessStreams(modules), policy, limits, last_seconds, memory)
+        return Process(ProcessStreams(modules), policy, limits, last_seconds, drift, memory)
 
     # Requests come in.
 
@@ -161,6 +165,7 @@ class Engine:
 
     def _start(self, process: Process, plan: StepPlan, now: float) -> None:
         assert plan.module is not None
+        process.drift.expect(plan)
         seconds = step_seconds(self.table, plan)
         demand = self._demand(plan.module, len(plan.batch)) if self._is_shared else 1.0
         if self.device.jitter:
@@ -190,6 +195,7 @@ class Engine:
         assert plan.module is not None
         process.step = None
         process.last_seconds[plan.module] = now - step.started
+        process.drift.observe(plan.module, now - step.started)
         self._share(now)
         for request in commit(process.streams, plan, DONE, now):
             self._finish(process, request)

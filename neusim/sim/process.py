@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from neusim.sim.memory import KvMemory
+from neustream.drift import DriftMeter
 from neustream.plan import Limits, StepPlan
 from neustream.policies import DECODE, StepPolicy
 from neustream.request import Request
@@ -58,6 +59,8 @@ class Process:
     limits: Limits
     last_seconds: dict[str, float]
     """How long the last step of each module took; `limits` refers to it."""
+    drift: DriftMeter
+    """How its steps differ from the table; `limits` refers to its ratios."""
     memory: KvMemory | None = None
     inbox: list[Request] = field(default_factory=list)
     """Who has come since the step under way was planned: they were not passed over by it."""

@@ -37,7 +37,8 @@ class Chunked:
         chunks: list[Chunk] = []
         waiting = streams[PREFILL]
         seats = limits.max_resident - decodes - seats_taken(r for r in waiting if r.processed)
-        blocks = limits.free_blocks - limits.spare_blocks
+        growth = sum(1 for r in streams[DECODE] if limits.blocks(r.context) > limits.blocks(r.context - 1))
+        blocks = limits.free_blocks - limits.spare_blocks - growth
         for is_begun in (True, False):
             for request in waiting:
                 if work <= 0:

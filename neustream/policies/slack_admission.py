@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from neustream.latency import LatencyModel, Shape
 from neustream.plan import Limits
+from neustream.policies.base import DECODE, PREFILL
 from neustream.policies.slack_forecast import DecodeForecast, Member
 from neustream.request import Request
 
@@ -45,8 +46,6 @@ class Residents(NamedTuple):
     """Earliest next deadline of those that were never late."""
     caught_up: Sequence[float]
     """Next deadlines, in order, of those that were late once and whose next unit can be in time again."""
-    drift: float
-    """How many times longer than the table says a step takes just now; at least 1."""
 
 
 class Cut(NamedTuple):
@@ -85,6 +84,8 @@ class Admission:
         self.residents = residents
         self.limits = limits
         self.prefill = prefill
+        self.prefill_drift = limits.drift.get(PREFILL, 1.0)
+        self.decode_drift = limits.drift.get(DECODE, 1.0)
         self.forecast = forecast
         self.seats = limits.max_resident - residents.shape.batch
         self.blocks = limits.free_blocks - limits.spare_blocks
@@ -171,14 +172,13 @@ class Admission:
         prefill costs one of them. For a promise, all of them may have to.
         """
         residents, shape = self.residents, cut.shape
-        drift = residents.drift
-        end = self.now + self.prefill.predict(shape) * drift
+        end = self.now + self.prefill.predict(shape) * self.prefill_drift
         if end > cut.first_due:
             return None
         seats = shape.batch + reserve
         context = shape.context + shape.batch + reserve * shape.context // max(shape.batch, 1)
         after = Shape(residents.shape.batch + seats, 0, 0, residents.shape.context + context)
-        next_end = end + self.forecast.step(after) * drift
+        next_end = end + self.forecast.step(after) * self.decode_drift
         if next_end > cut.second_due or next_end > residents.promised:
             return None
         num_pushed = bisect_left(residents.caught_up, next_end)
@@ -188,8 +188,8 @@ class Admission:
 
     def _is_kept(self, cut: Cut, added: Sequence[Member]) -> bool:
         """Whether everybody gets the last unit in time, by the forecast."""
-        end = self.now + self.prefill.predict(cut.shape) * self.residents.drift
-        return self.forecast.holds(end, self.residents.members, added, self.limits, self.residents.drift)
+        end = self.now + self.prefill.predict(cut.shape) * self.prefill_drift
+        return self.forecast.holds(end, self.residents.members, added, self.limits, self.decode_drift)
 
 
 def _member(candidate: Candidate) -> Member:

@@ -19,8 +19,6 @@ from neustream.tables import LatencyTable
 
 FORGIVEN = 0.3
 """Share of its output that a late request may have late and still be worth starting."""
-MAX_DRIFT = 2.0
-"""The last step may say that steps take up to this many times what the table says; more is an outlier."""
 MAX_MEMO = 1 << 14
 
 
@@ -52,7 +50,7 @@ class SlackLlm:
            where they catch up before `FORGIVEN` of their output has come late.
         """
         running = streams[DECODE]
-        waiting, late, rejected = self._triage(now, streams)
+        waiting, late, rejected = self._triage(now, streams, limits)
         if waiting or late:
             residents = self._residents(now, streams, limits)
             admission = Admission(now, residents, limits, self.prefill, self.forecast)
@@ -66,20 +64,22 @@ class SlackLlm:
             return StepPlan(DECODE, tuple(running), rejected)
         return StepPlan(rejected=rejected)
 
-    def _triage(self, now: float, streams: Streams) -> Triage:
+    def _triage(self, now: float, streams: Streams, limits: Limits) -> Triage:
         """Sort out the waiting. Preempted requests are never rejected: they have delivered units already."""
         waiting: list[Candidate] = []
         late: list[Candidate] = []
         rejected: list[Rejection] = []
+        slowness = limits.drift.get(PREFILL, 1.0)
+        decode_slowness = limits.drift.get(DECODE, 1.0)
         for request in streams[PREFILL]:
             pending = request.size + request.units - request.processed
-            alone = self._prefill_alone(pending)
+            alone = self._prefill_alone(pending) * slowness
             laxity = request.next_deadline - now - alone
             candidate = Candidate(request, pending, laxity)
             if laxity >= 0.0 and request.units_on_time == request.units:
                 waiting.append(candidate)
                 continue
-            step = self.forecast.step(Shape(1, context=pending))
+            step = self.forecast.step(Shape(1, context=pending)) * decode_slowness
             if request.units or candidate.catches_up(now + alone, step, FORGIVEN):
                 late.append(candidate)
             else:
@@ -91,11 +91,7 @@ class SlackLlm:
         return Triage(waiting, late, tuple(rejected))
 
     def _residents(self, now: float, streams: Streams, limits: Limits) -> Residents:
-        """What the running requests hold and ask for.
-
-        Where the last step took longer than the forecast of the next one, all forecasts are stretched by that
-        ratio, so that a device that is slower than its table does not break promises.
-        """
+        """What the running requests hold and ask for."""
         rows: list[tuple[Request, int]] = []
         batch = context = 0
         for request in streams[DECODE]:
@@ -106,10 +102,8 @@ class SlackLlm:
             rows.append((request, wide))
         shape = Shape(batch, 0, 0, context)
         if not rows:
-            return Residents((), shape, math.inf, (), 1.0)
-        step = self.forecast.step(shape)
-        drift = min(max(limits.last_seconds.get(DECODE, step) / step, 1.0), MAX_DRIFT)
-        next_end = now + step * drift
+            return Residents((), shape, math.inf, ())
+        next_end = now + self.forecast.step(shape) * limits.drift.get(DECODE, 1.0)
         promised = math.inf
         caught_up: list[float] = []
         members: list[Member] = []
@@ -124,7 +118,7 @@ class SlackLlm:
                 caught_up.append(due)
                 last_due = request.deadlines.at(request.units + left)
             members.append((left, wide, request.width, last_due))
-        return Residents(members, shape, promised, sorted(caught_up), drift)
+        return Residents(members, shape, promised, sorted(caught_up))
 
     def _prefill_alone(self, pending: int) -> float:
         alone = self._alone.get(pending)

@@ -78,7 +78,8 @@ class SlackLoop:
                         last.setdefault(module, []).append((margin - way.after, request))
                     continue
                 left = request.left[way.stage]
-                alone = left * self.seconds[way.loop][1]
+                slowness = limits.drift.get(way.loop, 1.0)
+                alone = left * self.seconds[way.loop][1] * min(slowness, 1.0)
                 margin -= way.before
                 if margin - way.after < alone:
                     rejected.append(self._hopeless(request, now, way.before + alone + way.after))
@@ -86,7 +87,9 @@ class SlackLoop:
                 begun = left < request.route[way.stage].visits
                 after = self._contended(way, streams) if self.handover else way.after
                 tail = after - way.after if self.handover else way.after
-                loops.setdefault(way.loop, []).append(Job(request, left, margin - after, way.before + tail, begun))
+                # A slower device is like tighter margins.
+                job = Job(request, left, (margin - after) / slowness, (way.before + tail) / slowness, begun)
+                loops.setdefault(way.loop, []).append(job)
         for module in reversed(streams.modules):
             if module in last:
                 return StepPlan(module, self._urgent(module, last[module], limits), tuple(rejected))

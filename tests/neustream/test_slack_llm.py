@@ -124,8 +124,9 @@ def test_a_device_slower_than_its_table_is_believed(llm_table):
     for request in (a, b):
         streams.add(request)
     policy = SlackLlm(llm_table)
-    assert policy.plan(0.25, streams, Limits(last_seconds={"decode": 0.1})).module == "prefill"
-    assert policy.plan(0.25, streams, Limits(last_seconds={"decode": 0.13})).module == "decode"
+    assert policy.plan(0.25, streams, Limits(drift={"prefill": 1.0, "decode": 1.0})).module == "prefill"
+    assert policy.plan(0.25, streams, Limits(drift={"decode": 1.6})).module == "decode"
+    assert policy.plan(0.25, streams, Limits(drift={"prefill": 1.3})).module == "decode"
 
 
 def decode_alone(table: LatencyTable, members: list[tuple[int, int]]) -> list[float]:
