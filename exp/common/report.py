@@ -64,7 +64,8 @@ def goodput_columns(axes: Sequence[str], unit: str = "token") -> list[Column]:
         *(spread if unit == "token" else []),
         Column("e2e ms p50/p99", milliseconds("e2el")),
         Column("late ms p50/p99", milliseconds("lateness")),
-        Column("sched", percent("schedule_share", 2)),
+        Column("deciding", percent("schedule_share", 2)),
+        *([Column("scheduler", percent("scheduler_share", 2))] if unit == "token" else []),
         Column("", lambda row: "" if row.get("complete", True) else "incomplete"),
     ]
 

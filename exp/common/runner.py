@@ -24,6 +24,9 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DISTURBED = 0.15
 """From this `waited_share` on, the user is told. An idle machine shows 0.03 to 0.07."""
 
+SLOW = 1.15
+"""From this `slowdown` on, the user is told."""
+
 OnStep = Callable[[dict[str, Any]], None]
 
 
@@ -54,6 +57,8 @@ class StepTotals:
         self.decision_seconds = 0.0
         self.batched = 0
         self.predicted = 0
+        self.predicted_seconds = 0.0
+        self.measured_seconds = 0.0
         self.error = 0.0
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -66,18 +71,24 @@ class StepTotals:
         predicted = record.get("predicted_seconds")
         if predicted is not None and record["seconds"] > 0:
             self.predicted += 1
+            self.predicted_seconds += predicted
+            self.measured_seconds += record["seconds"]
             self.error += abs(predicted - record["seconds"]) / record["seconds"]
 
     def summary(self) -> dict[str, Any]:
-        """`schedule_share` and its company; `prediction_error` is the mean of |predicted − measured| / measured."""
+        """`schedule_share` (time deciding) and its company.
+
+        `scheduler_share` takes in what an engine's scheduler does besides; `prediction_error` is the mean of
+        |predicted − measured| / measured, `slowdown` is measured / predicted over all steps.
+        """
         return {
             "steps": self.count,
             "step_seconds": self.seconds,
-            "schedule_seconds": self.schedule_seconds,
-            "schedule_share": self.schedule_seconds / self.seconds if self.seconds else None,
-            "decision_share": self.decision_seconds / self.seconds if self.seconds else None,
+            "schedule_share": self.decision_seconds / self.seconds if self.seconds else None,
+            "scheduler_share": self.schedule_seconds / self.seconds if self.seconds else None,
             "mean_batch": self.batched / self.count if self.count else None,
             "prediction_error": self.error / self.predicted if self.predicted else None,
+            "slowdown": self.measured_seconds / self.predicted_seconds if self.predicted else None,
         }
 
 
@@ -166,10 +177,21 @@ def run_settings(
         print(format_table(rows, columns))
         extent = "everything" if summary["complete"] else "what there is"
         print(f"times taken at the {header['taken_at']}; {extent} is in {folder.path}")
-        waited = max(row["waited_share"] for row in rows)
-        if waited > DISTURBED:
-            print(f"other work disturbed this run: its threads waited {waited:.2f} s per second for a core")
+        for note in disturbances(rows):
+            print(note)
     return code
+
+
+def disturbances(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines that say why the figures may not be those of this machine at rest; none if nothing was amiss."""
+    notes = []
+    waited = max(row["waited_share"] for row in rows)
+    if waited > DISTURBED:
+        notes.append(f"other work disturbed this run: its threads waited {waited:.2f} s per second for a core")
+    slowdown = max(row["slowdown"] or 0.0 for row in rows)
+    if slowdown > SLOW:
+        notes.append(f"steps took up to {slowdown:.2f} × what the latency table says, and the SLOs are the table's")
+    return notes
 
 
 def heading(header: Mapping[str, Any]) -> str:

@@ -50,8 +50,9 @@ def test_the_summary_agrees_with_the_steps(tmp_path: Path) -> None:
     row = summary(tmp_path)["settings"][0]
     assert row["steps"] == len(steps)
     assert row["step_seconds"] == pytest.approx(sum(step["seconds"] for step in steps))
-    assert row["schedule_share"] == pytest.approx(0.01)
+    assert row["schedule_share"] == row["scheduler_share"] == pytest.approx(0.01)
     assert row["prediction_error"] == pytest.approx(0.5)
+    assert row["slowdown"] == pytest.approx(2.0)
     assert row["load"] == 5.0
     assert row["waited_share"] >= 0
     assert all(0 <= step["time"] < 10 for step in steps)
@@ -68,6 +69,7 @@ def test_prints_a_row_per_setting_and_says_where_times_were_taken(
     assert "50.0%" in out[2]
     assert len({len(line) for line in out[1:4]}) == 1
     assert out[4].startswith("times taken at the engine; everything is in ")
+    assert "steps took up to 2.00 × what the latency table says, and the SLOs are the table's" in out[5:]
 
 
 def test_the_max_log_keeps_the_best_repeat_of_each_setting(tmp_path: Path) -> None:

@@ -95,3 +95,8 @@ def test_an_interrupt_frees_the_engine(tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(line["id"] for line in ended) == sorted(engine.added)
     assert [line["id"] for line in ended if line["outcome"] == "aborted"] == engine.aborted
     assert row["complete"] is False
+
+
+def test_the_policys_time_is_told_from_the_schedulers(tmp_path: Path) -> None:
+    _, row, _ = run(bench(FakeVllm()), tmp_path)
+    assert row["schedule_share"] == pytest.approx(row["scheduler_share"] / 10)
