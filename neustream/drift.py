@@ -37,7 +37,6 @@ class DriftMeter:
             return
         ratio = round(seconds / expected[1], 6)  # a clock's last digits are not drift
         known = self.ratios.get(module, 1.0)
-        if abs(ratio - known) > PACE:
-            known += PACE if ratio > known else -PACE
         low, high = RANGE
-        self.ratios[module] = min(max(known, low), high)
+        ratio = min(max(ratio, low), high)
+        self.ratios[module] = min(max(ratio, known - PACE), known + PACE)
