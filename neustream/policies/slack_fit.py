@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neustream.request import Request
+
+Floats = NDArray[np.float64]
 
 
 class Job(NamedTuple):
@@ -39,6 +43,7 @@ class FluidFit:
         self.seconds = seconds
         self.largest = largest
         self._curve = np.asarray(seconds)
+        self._best = best_sizes(seconds)
 
     def all_at_ease(self, jobs: Sequence[Job]) -> bool:
         """Whether every job is in time even if the batch never shrinks: quickly told, and mostly the case."""
@@ -58,22 +63,25 @@ class FluidFit:
     def batch(self, jobs: list[Job]) -> list[Job]:
         """The next step's batch of jobs that fit: all of them if that works out, else those with least laxity.
 
-        Taking turns, the batch is the largest whose step is no longer than the tightest pace.
+        Where a smaller batch does more in the same time, they take turns in that even if all could run.
         """
-        if self.all_at_ease(jobs):
+        count = len(jobs)
+        is_best = count <= self.largest and self._best[count] == count
+        if is_best and self.all_at_ease(jobs):
             return jobs
         steps, margins, tails = np.array([job[1:4] for job in jobs]).T
-        if self._together(steps, margins, tails):
+        if (is_best or not self._in_turns(steps, margins, tails)) and self._together(steps, margins, tails):
             return jobs
-        size = max(self._turn_size(float((margins / steps).min())), 1)
+        size = max(self._turn_size(steps, margins), 1)
         step = self.seconds[size]
         return sorted(jobs, key=lambda job: job.margin - job.steps * step)[:size]
 
-    def _turn_size(self, pace: float) -> int:
-        """The largest batch whose step takes at most `pace` seconds; 0 where none does."""
-        return int(np.searchsorted(self._curve[: self.largest + 1], pace, side="right")) - 1
+    def _turn_size(self, steps: Floats, margins: Floats) -> int:
+        """The batch that does most per second among those whose step is no longer than the tightest pace."""
+        most = min(len(steps), self.largest)
+        return self._best[bisect_right(self.seconds, float((margins / steps).min()), 0, most + 1) - 1]
 
-    def _together(self, steps: np.ndarray, margins: np.ndarray, tails: np.ndarray) -> bool:  # type: ignore[type-arg]
+    def _together(self, steps: Floats, margins: Floats, tails: Floats) -> bool:
         """Everybody in every step: the batch shrinks, and steps get faster, as jobs finish, shortest first."""
         count = len(steps)
         if count > self.largest:
@@ -84,13 +92,13 @@ class FluidFit:
         ends = np.cumsum(segments + tail) - tail
         return bool((ends <= margins[order]).all())
 
-    def _in_turns(self, steps: np.ndarray, margins: np.ndarray, tails: np.ndarray) -> bool:  # type: ignore[type-arg]
+    def _in_turns(self, steps: Floats, margins: Floats, tails: Floats) -> bool:
         """Batches of one size b, taken in turns by least laxity: b slots, as b processors with preemption.
 
         Up to a time t the jobs must receive the work whose deadline has come and the work that is too much
         for what remains afterwards: `Σ (t − latest start)⁺ − Σ (t − margin)⁺`, of which b slots do b·t.
         """
-        size = self._turn_size(float((margins / steps).min()))
+        size = self._turn_size(steps, margins)
         if size < 1:
             return False
         order = np.argsort(margins, kind="stable")
@@ -102,3 +110,13 @@ class FluidFit:
         must = num_late * due - latest_sums[num_late] - (num_due * due - np.cumsum(due))
         tail = tails[order]
         return bool((must <= size * (due - np.cumsum(tail) + tail)).all())
+
+
+def best_sizes(seconds: Sequence[float]) -> list[int]:
+    """For each b, the batch of at most b that does most per second, the larger of equals; entry 0 is 0."""
+    best = [0]
+    for batch in range(1, len(seconds)):
+        known = best[-1]
+        is_better = not known or batch * seconds[known] >= known * seconds[batch]
+        best.append(batch if is_better else known)
+    return best

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from neustream import LatencyTable, Limits, Outcome, Request, ScaleSlo, Streams, make_policy
 from neustream.goodput import GoodputCounter
 from neustream.latency import BatchLatency
-from neustream.policies.slack_fit import FluidFit, Job
+from neustream.policies.slack_fit import FluidFit, Job, best_sizes
 from neustream.policies.slack_loop import SlackLoop, gpu_share, step_seconds
 from neustream.slo import Deadlines
 from neustream.testing import drive, fake_loop
@@ -210,3 +210,19 @@ def test_slack_meets_at_least_as_many_as_neustream_and_breaks_no_promise(curve, 
         good[name] = counter.outcomes[Outcome.MET]
     assert good["slack"] >= good["neustream"]
     assert counter.outcomes[Outcome.LATE] == 0
+
+
+def test_the_best_batch_is_the_one_that_does_most_per_second():
+    """Batches of 3 take as long as 1.5 batches of 2: 2 do more per second; 4 do most."""
+    assert best_sizes([0.0, 1.0, 1.2, 2.0, 2.2]) == [0, 1, 2, 2, 4]
+
+
+def test_three_take_turns_in_pairs_where_pairs_do_more_per_second():
+    """Together they would need 2 steps of 3 s; in pairs, 3 steps of 1 s."""
+    table = LatencyTable("dit", "d", {"denoise": BatchLatency((1, 2, 3), (1.0, 1.0, 3.0))})
+    requests = [image(name, table, 0.0, 2, due=6.0) for name in "abc"]
+    assert trace_of(table, *requests) == [
+        (0.0, "denoise", ["a", "b"]),
+        (1.0, "denoise", ["c", "a"]),
+        (2.0, "denoise", ["b", "c"]),
+    ]
