@@ -1,7 +1,7 @@
 """Does by-layers agree with the whole model? `python -m neusim.profiling.check_layers opt-125m 2,4`.
 
 One engine holds the whole model and runs it at both small depths and at the full one, in the same interleaved
-passes, so that what the machine does meanwhile is in all three.
+passes, so that what the machine does meanwhile is in all three. Interrupted, it resumes like a profile.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from neusim.profiling.engine import EngineTimer, load_engine
 from neusim.profiling.layers import extrapolate
 from neusim.profiling.llm import QUICK_REPEATS, check
 from neusim.profiling.measure import measure, trusted
+from neusim.profiling.partial import Partial
 from neusim.profiling.points import Point, llm_points
 from neusim.profiling.settings import SettingsError, make_settings, parse_layers
 
-SECONDS = 3.0
+SECONDS = 2.0
 """What a point may take: more than in a quick profile, since single points are judged here."""
 
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         layers = parse_layers(arguments[1] if len(arguments) == 2 else "2,4")
-        settings, _ = make_settings(arguments[0], quick=True, out=Path(gettempdir()) / "check-layers.json")
+        settings, _ = make_settings(arguments[0], quick=True, out=Path(gettempdir()) / f"check-layers-{Path(arguments[0]).name}")
         model, dtype, plan = check(settings)
         if plan.layers or layers[1] >= model.num_layers:
             raise SettingsError(f"{plan.reason}; by layers is checked on a model that fits and is deeper than {layers}")
@@ -50,14 +51,17 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     points = llm_points(quick=True, max_len=1100, max_tokens=min(32768, timer.cache_tokens))
     depths = (*layers, model.num_layers)
+    kept = Partial(settings.out, {"model": model.name, "depths": depths, "dtype": dtype})
     visits = measure(
         [point.at(depth) for point in points for depth in depths],
         timer.run,
         repeats=QUICK_REPEATS,
         seconds_per_point=SECONDS,
+        partial=kept,
         label=model.name,
     )
     by_depth = [trusted({point: visits[point.at(depth)] for point in points}) for depth in depths]
+    kept.discard()
     found = differences(by_depth, layers, model.num_layers)
     for module in ("prefill", "decode"):
         mine = {point: by for point, by in found.items() if point.module == module}
@@ -69,4 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command resumes")
