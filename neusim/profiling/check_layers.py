@@ -41,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         layers = parse_layers(arguments[1] if len(arguments) == 2 else "2,4")
-        settings, _ = make_settings(arguments[0], quick=True, out=Path(gettempdir()) / f"check-layers-{Path(arguments[0]).name}")
+        visited = Path(gettempdir()) / f"check-layers-{Path(arguments[0]).name}"
+        settings, _ = make_settings(arguments[0], quick=True, out=visited)
         model, dtype, plan = check(settings)
         if plan.layers or layers[1] >= model.num_layers:
             raise SettingsError(f"{plan.reason}; by layers is checked on a model that fits and is deeper than {layers}")
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     points = llm_points(quick=True, max_len=1100, max_tokens=min(32768, timer.cache_tokens))
     depths = (*layers, model.num_layers)
-    kept = Partial(settings.out, {"model": model.name, "depths": depths, "dtype": dtype})
+    kept = Partial(visited, {"model": model.name, "depths": depths, "dtype": dtype})
     visits = measure(
         [point.at(depth) for point in points for depth in depths],
         timer.run,
