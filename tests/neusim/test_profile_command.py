@@ -96,7 +96,7 @@ def test_the_standard_profile_module_is_not_hidden(path: str, call: str) -> None
         (["--model", "opt-125m", "--device", "cpu", "--dtype", "float16"], "float16 is not to be had on a CPU"),
         (["--model", "opt-125m", "--tp", "0"], "--tp must be at least 1, got 0"),
         (["--model", "opt-125m", "--device", "cpu", "--tp", "5"], "--tp must divide the 12 heads of opt-125m, got 5"),
-        (["--model", "opt-125m", "--device", "cpu", "--tp", "2", "--layers", "2,4"], "that takes --tp 1, got 2"),
+        (["--model", "opt-125m", "--device", "cpu", "--tp", "2"], "--tp must be 1 on this CPU, got 2: for more vLLM"),
         (["--model", "opt-125m", "--repeats", "0"], "--repeats must be at least 1, got 0"),
         (["--model", "opt-125m", "--layers", "4"], "two rising numbers of layers, as 2,4; got '4'"),
         (["--model", "opt-125m", "--layers", "4,2"], "two rising numbers of layers, as 2,4; got '4,2'"),
