@@ -55,10 +55,26 @@ class FluidFit:
 
     def all_fit(self, jobs: Sequence[Job]) -> bool:
         """Whether one of the two schedules is predicted to finish every job within its margin."""
-        if self.all_at_ease(jobs):
+        return self.all_at_ease(jobs) or self.rows_fit(rows_of(jobs))
+
+    def rows_fit(self, rows: Floats) -> bool:
+        """The same of `rows_of` the jobs."""
+        if not len(rows):
             return True
-        steps, margins, tails = np.array([job[1:4] for job in jobs]).T
+        steps, margins, tails = rows.T
         return self._together(steps, margins, tails) or self._in_turns(steps, margins, tails)
+
+    def longest_run(self, kept: Floats, rows: Floats) -> int:
+        """How many of `rows`, taken from the front, fit beside `kept`. One more never makes it easier."""
+        both = np.concatenate((kept, rows))
+        low, high = 0, len(rows)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.rows_fit(both[: len(kept) + middle]):
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def batch(self, jobs: list[Job]) -> list[Job]:
         """The next step's batch of jobs that fit: all of them if that works out, else those with least laxity.
@@ -69,7 +85,7 @@ class FluidFit:
         is_best = count <= self.largest and self._best[count] == count
         if is_best and self.all_at_ease(jobs):
             return jobs
-        steps, margins, tails = np.array([job[1:4] for job in jobs]).T
+        steps, margins, tails = rows_of(jobs).T
         if (is_best or not self._in_turns(steps, margins, tails)) and self._together(steps, margins, tails):
             return jobs
         size = max(self._turn_size(steps, margins), 1)
@@ -110,6 +126,11 @@ class FluidFit:
         must = num_late * due - latest_sums[num_late] - (num_due * due - np.cumsum(due))
         tail = tails[order]
         return bool((must <= size * (due - np.cumsum(tail) + tail)).all())
+
+
+def rows_of(jobs: Sequence[Job]) -> Floats:
+    """Steps, margins and tails; shape (jobs, 3)."""
+    return np.array([job[1:4] for job in jobs], dtype=np.float64).reshape(-1, 3)
 
 
 def best_sizes(seconds: Sequence[float]) -> list[int]:

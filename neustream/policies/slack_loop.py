@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from neustream.latency import BatchLatency, Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.policies.slack_fit import FluidFit, Job
+from neustream.policies.slack_fit import FluidFit, Job, rows_of
 from neustream.request import Request, Route
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
@@ -57,6 +59,7 @@ class SlackLoop:
         """Per module: seconds of a step by batch size (entry 0 unused), never falling."""
         self._busy = {module: gpu_share(seconds) for module, seconds in self.seconds.items()}
         self._ways: dict[int, tuple[Route, list[Way]]] = {}
+        self._fits: dict[tuple[str, int], FluidFit] = {}
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
         """The module nearest to the end of the pipeline first, as its requests are the closest to counting.
@@ -64,32 +67,7 @@ class SlackLoop:
         A module with no loop ahead runs its most urgent. A loop runs a set of requests that all make it,
         chosen by `_keepable`; those of the set that still stand before the loop are brought there first.
         """
-        rejected: list[Rejection] = []
-        last: dict[str, list[tuple[float, Request]]] = {}
-        loops: dict[str, list[Job]] = {}
-        for module in streams.modules:
-            for request in streams[module]:
-                way = self._way(request)
-                margin = request.next_deadline - now - way.handovers * self.handover
-                if way.loop is None:
-                    if margin < way.after:
-                        rejected.append(self._hopeless(request, now, way.after))
-                    else:
-                        last.setdefault(module, []).append((margin - way.after, request))
-                    continue
-                left = request.left[way.stage]
-                slowness = limits.drift.get(way.loop, 1.0)
-                alone = left * self.seconds[way.loop][1] * min(slowness, 1.0)
-                margin -= way.before
-                if margin - way.after < alone:
-                    rejected.append(self._hopeless(request, now, way.before + alone + way.after))
-                    continue
-                begun = left < request.route[way.stage].visits
-                after = self._contended(way, streams) if self.handover else way.after
-                tail = after - way.after if self.handover else way.after
-                # A slower device is like tighter margins.
-                job = Job(request, left, (margin - after) / slowness, (way.before + tail) / slowness, begun)
-                loops.setdefault(way.loop, []).append(job)
+        rejected, last, loops = self._sort_out(now, streams, limits)
         for module in reversed(streams.modules):
             if module in last:
                 return StepPlan(module, self._urgent(module, last[module], limits), tuple(rejected))
@@ -102,11 +80,54 @@ class SlackLoop:
             return StepPlan(module, self._urgent(module, urgent, limits), tuple(rejected))
         return StepPlan(rejected=tuple(rejected))
 
+    def _sort_out(
+        self, now: float, streams: Streams, limits: Limits
+    ) -> tuple[list[Rejection], dict[str, list[tuple[float, Request]]], dict[str, list[Job]]]:
+        """The hopeless; by module, those with no loop ahead, with their slack; and by loop, those bound for it."""
+        rejected: list[Rejection] = []
+        last: dict[str, list[tuple[float, Request]]] = {}
+        loops: dict[str, list[Job]] = {}
+        handover, seconds, ways = self.handover, self.seconds, self._ways
+        for module in streams.modules:
+            for request in streams[module]:
+                route = request.route
+                known = ways.get(id(route))
+                if known is None or known[0] is not route:
+                    known = self._learn(route)
+                way = known[1][request.stage]
+                loop, at, before, after, _, handovers = way
+                margin = request.next_deadline - now - handovers * handover - before
+                if loop is None:
+                    if margin < after:
+                        rejected.append(self._hopeless(request, now, after))
+                    else:
+                        last.setdefault(module, []).append((margin - after, request))
+                    continue
+                left = request.left[at]
+                slowness = limits.drift.get(loop, 1.0)
+                alone = left * seconds[loop][1] * min(slowness, 1.0)
+                if margin - after < alone:
+                    rejected.append(self._hopeless(request, now, before + alone + after))
+                    continue
+                tail = after
+                if handover:
+                    contended = self._contended(way, streams)
+                    margin, tail = margin - contended, contended - after
+                else:
+                    margin -= after
+                # A slower device is like tighter margins.
+                job = Job(request, left, margin / slowness, (before + tail) / slowness, left < route[at].visits)
+                if loop in loops:
+                    loops[loop].append(job)
+                else:
+                    loops[loop] = [job]
+        return rejected, last, loops
+
     def _loop_step(
         self, loop: str, jobs: list[Job], streams: Streams, limits: Limits
     ) -> tuple[str, tuple[Request, ...]]:
         """The step that serves the loop best: the loop itself, or what brings the chosen to it."""
-        fit = FluidFit(self.seconds[loop], self._largest(loop, limits))
+        fit = self._fit(loop, self._largest(loop, limits))
         kept = self._keepable(jobs, fit)
         for module in streams.modules:
             if module == loop:
@@ -130,19 +151,18 @@ class SlackLoop:
         if fit.all_fit(jobs):
             return jobs
         kept: list[Job] = []
+        kept_rows = rows_of(kept)
         for begun in (True, False):
-            group = sorted((job for job in jobs if job.begun is begun), key=lambda job: -job.pace)
-            low, high = 0, len(group)
-            while low < high:
-                middle = (low + high + 1) // 2
-                if fit.all_fit(kept + group[:middle]):
-                    low = middle
-                else:
-                    high = middle - 1
-            kept = kept + group[:low]
-            for job in group[low + 1 : low + 1 + SECOND_CHANCES]:
-                if fit.all_fit([*kept, job]):
-                    kept = [*kept, job]
+            group = sorted([job for job in jobs if job.begun is begun], key=lambda job: -job.margin / job.steps)
+            rows = rows_of(group)
+            run = fit.longest_run(kept_rows, rows)
+            kept += group[:run]
+            kept_rows = np.concatenate((kept_rows, rows[:run]))
+            for i in range(run + 1, min(run + 1 + SECOND_CHANCES, len(group))):
+                with_it = np.concatenate((kept_rows, rows[i : i + 1]))
+                if fit.rows_fit(with_it):
+                    kept.append(group[i])
+                    kept_rows = with_it
         return kept
 
     def _urgent(self, module: str, waiting: list[tuple[float, Request]], limits: Limits) -> tuple[Request, ...]:
@@ -161,14 +181,17 @@ class SlackLoop:
         due = request.next_deadline - now
         return Rejection(request, f"due in {due:.3f} s, alone it takes {alone:.3f} s")
 
-    def _way(self, request: Request) -> Way:
-        route = request.route
-        known = self._ways.get(id(route))
-        if known is None or known[0] is not route:
-            if len(self._ways) >= MAX_MEMO:
-                self._ways.clear()
-            known = self._ways[id(route)] = route, [self._way_from(route, stage) for stage in range(len(route))]
-        return known[1][request.stage]
+    def _fit(self, loop: str, largest: int) -> FluidFit:
+        fit = self._fits.get((loop, largest))
+        if fit is None:
+            fit = self._fits[loop, largest] = FluidFit(self.seconds[loop], largest)
+        return fit
+
+    def _learn(self, route: Route) -> tuple[Route, list[Way]]:
+        if len(self._ways) >= MAX_MEMO:
+            self._ways.clear()
+        known = self._ways[id(route)] = route, [self._way_from(route, stage) for stage in range(len(route))]
+        return known
 
     def _way_from(self, route: Route, stage: int) -> Way:
         ahead = range(stage, len(route))
