@@ -6,7 +6,10 @@ import os
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
+
+from neusim.models import OptShape
 
 DEVICES = ("cpu", "cuda")
 
@@ -40,6 +43,19 @@ def free_gpu_bytes() -> int:
     if not rows:
         raise ValueError("the driver lists no NVIDIA GPU on this machine")
     return int(rows[0].split()[0]) << 20  # "80000 MiB"
+
+
+def check_tensor_parallel(model: OptShape, tp: int, device: str) -> None:
+    """Raises ValueError if vLLM cannot spread the model over `tp` devices of this machine."""
+    if model.num_heads % tp:
+        raise ValueError(f"--tp must divide the {model.num_heads} heads of {model.name}, got {tp}")
+    if tp == 1:
+        return
+    if device == "cpu" and find_spec("intel_extension_for_pytorch") is None:
+        missing = "vLLM 0.5.4 needs intel_extension_for_pytorch, which is not installed"
+        raise ValueError(f"--tp must be 1 on this CPU, got {tp}: for more {missing}")
+    if device == "cuda" and tp > len(gpu_names()):
+        raise ValueError(f"--tp must be at most {len(gpu_names())}, the GPUs of this machine, got {tp}")
 
 
 def _nvidia_smi(field: str) -> list[str]:

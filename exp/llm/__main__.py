@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     config.check_options(options)
     model = resolve_model(options.model)
     prompts = read_prompts(options.dataset, model)
-    config.check_lengths(model, prompts.longest(), options.max_tokens)
+    config.check_model(model, options, prompts.longest())
     path = table_file(options, table.table_name(options, model))
     found = table.read_table(path, options, model) if path.exists() or options.table else None
     with create_run_folder(options.out, options.policy, model.name) as folder:

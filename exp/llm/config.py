@@ -9,6 +9,7 @@ from exp.common import BadInput, Parser, add_common_arguments, at_least, check_p
 from exp.common.arguments import parse_goodput, resolve_cv, resolve_device
 from exp.common.settings import LOADS
 from exp.llm.model import Model
+from neusim.devices import check_tensor_parallel
 from neustream.slo import parse_slo
 
 STOCK = "vllm"
@@ -82,11 +83,15 @@ def default_requests(options: argparse.Namespace, capacity: float) -> int:
     return min(max(count, LEAST_REQUESTS), GPU_REQUESTS)
 
 
-def check_lengths(model: Model, longest_prompt: int, max_tokens: int) -> None:
-    """Raises BadInput if a request would run past the model's last position."""
-    if longest_prompt + max_tokens > model.shape.max_positions:
+def check_model(model: Model, options: argparse.Namespace, longest_prompt: int) -> None:
+    """Raises BadInput if the device cannot run the model so, or a request would run past its last position."""
+    try:
+        check_tensor_parallel(model.shape, options.tp, options.device)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    if longest_prompt + options.max_tokens > model.shape.max_positions:
         raise BadInput(
-            f"prompts of up to {longest_prompt} tokens and --max-tokens {max_tokens} run past the "
+            f"prompts of up to {longest_prompt} tokens and --max-tokens {options.max_tokens} run past the "
             f"{model.shape.max_positions} positions of {model.name}; --max-tokens may be at most "
             f"{max(model.shape.max_positions - longest_prompt, 0)}"
         )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from datetime import date
-from importlib.util import find_spec
 from typing import Any
 
-from neusim.devices import cpu_flags, free_gpu_bytes
+from neusim.devices import check_tensor_parallel, cpu_flags, free_gpu_bytes
 from neusim.models import OptShape, load_shape
 from neusim.models import opt_name as names
 from neusim.profiling.engine import EngineTimer, load_engine, num_threads, versions
@@ -63,11 +62,10 @@ def check(settings: Settings) -> tuple[OptShape, str, MemoryPlan]:
         raise SettingsError(str(error)) from error
     if settings.layers and settings.layers[1] >= model.num_layers:
         raise SettingsError(f"--layers must be below the {model.num_layers} of {model.name}, got {settings.layers[1]}")
-    if model.num_heads % settings.tp:
-        raise SettingsError(f"--tp must divide the {model.num_heads} heads of {model.name}, got {settings.tp}")
-    if settings.device == "cpu" and settings.tp > 1 and find_spec("intel_extension_for_pytorch") is None:
-        missing = "vLLM 0.5.4 needs intel_extension_for_pytorch, which is not installed"
-        raise SettingsError(f"--tp must be 1 on this CPU, got {settings.tp}: for more {missing}")
+    try:
+        check_tensor_parallel(model, settings.tp, settings.device)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     if settings.device == "cpu" and settings.dtype == "float16":
         raise SettingsError("dtype float16 is not to be had on a CPU; there are bfloat16, float32")
     free = free_ram() if settings.device == "cpu" else free_gpu_bytes() * settings.tp

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,9 @@ from numpy.typing import NDArray
 from neustream.request import Request
 
 Floats = NDArray[np.float64]
+
+TURN_RATE = 0.9
+"""Turns are taken in batches that do at least this share of what the best batch does per second."""
 
 
 class Job(NamedTuple):
@@ -24,13 +29,22 @@ class Job(NamedTuple):
     """Seconds from now until its last visit must be over."""
     tail: float
     """Seconds that its other modules take from the loop."""
-    begun: bool
-    """Whether it has visited the loop: a promise."""
+    visits: int
+    """Visits that it has in all."""
 
     @property
     def pace(self) -> float:
         """Seconds that each of its steps may take on average."""
         return self.margin / self.steps
+
+
+def rank(job: Job) -> float:
+    """Who goes first where not all can be kept: whoever costs the others least.
+
+    The faster its steps have to be, the smaller are all batches that it is in; the fewer it has left, the sooner
+    its place is free again. The root because it costs something only if somebody waits for that place.
+    """
+    return job[2] * math.sqrt(job[4] / job[1]) / job[1]
 
 
 class FluidFit:
@@ -44,6 +58,7 @@ class FluidFit:
         self.largest = largest
         self._curve = np.asarray(seconds)
         self._best = best_sizes(seconds)
+        self._rates = [0.0, *(batch / seconds[batch] for batch in range(1, len(seconds)))]
 
     def all_at_ease(self, jobs: Sequence[Job]) -> bool:
         """Whether every job is in time even if the batch never shrinks: quickly told, and mostly the case."""
@@ -64,16 +79,24 @@ class FluidFit:
         steps, margins, tails = rows.T
         return self._together(steps, margins, tails) or self._in_turns(steps, margins, tails)
 
-    def longest_run(self, kept: Floats, rows: Floats) -> int:
-        """How many of `rows`, taken from the front, fit beside `kept`. One more never makes it easier."""
-        both = np.concatenate((kept, rows))
-        low, high = 0, len(rows)
+    def longest_run(self, rows: Floats, guess: int) -> int:
+        """How many of `rows`, taken from the front, fit. One more never makes it easier.
+
+        `guess` is tried first, then ever further from it: a good one takes two trials, a bad one log n.
+        """
+        low, high = 0, len(rows)  # so many fit, and no more than so many
+        middle, stride = guess, 1
+        answers = set()
         while low < high:
-            middle = (low + high + 1) // 2
-            if self.rows_fit(both[: len(kept) + middle]):
-                low = middle
+            middle = min(max(middle, low + 1), high)
+            fits = self.rows_fit(rows[:middle])
+            answers.add(fits)
+            low, high = (middle, high) if fits else (low, middle - 1)
+            if len(answers) == 2:
+                middle = (low + high + 1) // 2
             else:
-                high = middle - 1
+                middle = low + stride if fits else high - stride
+                stride *= 2
         return low
 
     def batch(self, jobs: list[Job]) -> list[Job]:
@@ -92,6 +115,13 @@ class FluidFit:
         step = self.seconds[size]
         return sorted(jobs, key=lambda job: job.margin - job.steps * step)[:size]
 
+    def turn_size(self, jobs: Sequence[Job]) -> int:
+        """The batch in which the jobs would take turns; 0 where the tightest of them fits in none, or there is none."""
+        if not jobs:
+            return 0
+        steps, margins, _ = rows_of(jobs).T
+        return self._turn_size(steps, margins)
+
     def _turn_size(self, steps: Floats, margins: Floats) -> int:
         """The batch that does most per second among those whose step is no longer than the tightest pace."""
         most = min(len(steps), self.largest)
@@ -102,10 +132,14 @@ class FluidFit:
         count = len(steps)
         if count > self.largest:
             return False
-        order = np.argsort(steps, kind="stable")
-        segments = np.diff(steps[order], prepend=0.0) * self._curve[count:0:-1]
+        order = steps.argsort()
+        segments = steps[order]
+        segments[1:] -= segments[:-1].copy()
+        segments *= self._curve[count:0:-1]
         tail = tails[order]
-        ends = np.cumsum(segments + tail) - tail
+        segments += tail
+        ends = segments.cumsum()
+        ends -= tail
         return bool((ends <= margins[order]).all())
 
     def _in_turns(self, steps: Floats, margins: Floats, tails: Floats) -> bool:
@@ -115,17 +149,23 @@ class FluidFit:
         for what remains afterwards: `Σ (t − latest start)⁺ − Σ (t − margin)⁺`, of which b slots do b·t.
         """
         size = self._turn_size(steps, margins)
-        if size < 1:
+        if size < 1 or self._rates[size] < TURN_RATE * self._rates[self._best[min(len(steps), self.largest)]]:
             return False
-        order = np.argsort(margins, kind="stable")
+        order = margins.argsort()
         due = margins[order]
-        latest = np.sort(margins - steps * self.seconds[size])
-        latest_sums = np.concatenate(([0.0], np.cumsum(latest)))
-        num_late = np.searchsorted(latest, due, side="left")
-        num_due = np.arange(1, len(due) + 1)
-        must = num_late * due - latest_sums[num_late] - (num_due * due - np.cumsum(due))
+        latest = margins - steps * self.seconds[size]
+        latest.sort()
+        latest_sums = np.zeros(len(due) + 1)
+        latest.cumsum(out=latest_sums[1:])
+        num_late = latest.searchsorted(due)
+        must = (num_late - _counts(len(due))) * due - latest_sums[num_late] + due.cumsum()
         tail = tails[order]
-        return bool((must <= size * (due - np.cumsum(tail) + tail)).all())
+        return bool((must <= size * (due - tail.cumsum() + tail)).all())
+
+
+@lru_cache(maxsize=1024)
+def _counts(count: int) -> Floats:
+    return np.arange(1.0, count + 1)
 
 
 def rows_of(jobs: Sequence[Job]) -> Floats:

@@ -12,7 +12,7 @@ import numpy as np
 
 from neustream.latency import BatchLatency, Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.policies.slack_fit import FluidFit, Job, rows_of
+from neustream.policies.slack_fit import FluidFit, Job, rank, rows_of
 from neustream.request import Request, Route
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
@@ -22,6 +22,8 @@ MAX_BATCH = 64
 MAX_MEMO = 4096
 SECOND_CHANCES = 2
 """How many of those that did not fit together are tried again one by one."""
+RESERVE = 0.02
+"""The share of a request's slack that is never planned with: room for those who come next."""
 
 
 class Way(NamedTuple):
@@ -104,7 +106,8 @@ class SlackLoop:
                         last.setdefault(module, []).append((margin - after, request))
                     continue
                 left = request.left[at]
-                slowness = limits.drift.get(loop, 1.0)
+                # Where modules have processes of their own, a step's time says more about the others than the table.
+                slowness = 1.0 if handover else limits.drift.get(loop, 1.0)
                 alone = left * seconds[loop][1] * min(slowness, 1.0)
                 if margin - after < alone:
                     rejected.append(self._hopeless(request, now, before + alone + after))
@@ -116,7 +119,9 @@ class SlackLoop:
                 else:
                     margin -= after
                 # A slower device is like tighter margins.
-                job = Job(request, left, margin / slowness, (before + tail) / slowness, left < route[at].visits)
+                margin /= slowness
+                margin -= RESERVE * max(margin - left * seconds[loop][1], 0.0)
+                job = Job(request, left, margin, (before + tail) / slowness, route[at].visits)
                 if loop in loops:
                     loops[loop].append(job)
                 else:
@@ -143,26 +148,35 @@ class SlackLoop:
         return job.request.module, (job.request,)
 
     def _keepable(self, jobs: list[Job], fit: FluidFit) -> list[Job]:
-        """The requests to serve: all promises that can be kept, then as many others as fit beside them.
+        """The requests to serve: as many as fit together.
 
-        Whoever needs the steps to be fastest costs the others most, so these are left out first. Left out is
-        not rejected: they wait until they fit, or until nothing can save them.
+        They are taken by rank. A promise that this would break is broken only if it keeps more requests, or as
+        many in a larger batch; else the promises come first. Left out is not rejected: they wait until
+        they fit, or until nothing can save them.
         """
         if fit.all_fit(jobs):
             return jobs
-        kept: list[Job] = []
-        kept_rows = rows_of(kept)
-        for begun in (True, False):
-            group = sorted([job for job in jobs if job.begun is begun], key=lambda job: -job.margin / job.steps)
-            rows = rows_of(group)
-            run = fit.longest_run(kept_rows, rows)
-            kept += group[:run]
-            kept_rows = np.concatenate((kept_rows, rows[:run]))
-            for i in range(run + 1, min(run + 1 + SECOND_CHANCES, len(group))):
-                with_it = np.concatenate((kept_rows, rows[i : i + 1]))
-                if fit.rows_fit(with_it):
-                    kept.append(group[i])
-                    kept_rows = with_it
+        ranked = sorted(jobs, key=rank, reverse=True)
+        promised = [job for job in ranked if job.steps < job.visits]
+        # Mostly all promises can be kept, and there is no room for anybody else.
+        kept = self._as_many_as_fit(ranked, fit, guess=len(promised))
+        if {id(job) for job in promised} <= {id(job) for job in kept}:
+            return kept
+        others = [job for job in ranked if job.steps == job.visits]
+        faithful = self._as_many_as_fit(promised + others, fit, guess=len(promised))
+        is_worth_it = (len(kept), fit.turn_size(kept)) > (len(faithful), fit.turn_size(faithful))
+        return kept if is_worth_it else faithful
+
+    def _as_many_as_fit(self, jobs: list[Job], fit: FluidFit, guess: int) -> list[Job]:
+        """The longest run from the front that fits, and whoever of the next few fits as well."""
+        rows = rows_of(jobs)
+        run = fit.longest_run(rows, guess)
+        kept, kept_rows = jobs[:run], rows[:run]
+        for i in range(run + 1, min(run + 1 + SECOND_CHANCES, len(jobs))):
+            with_it = np.concatenate((kept_rows, rows[i : i + 1]))
+            if fit.rows_fit(with_it):
+                kept.append(jobs[i])
+                kept_rows = with_it
         return kept
 
     def _urgent(self, module: str, waiting: list[tuple[float, Request]], limits: Limits) -> tuple[Request, ...]:

@@ -55,6 +55,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--max-tokens 1700", "--max-tokens may be at most 1648"),
         ("--goodput ttft:0", "--goodput takes ttft:MS"),
         ("--goodput ttft:100 --dslo 2", "give it or --pslo and --dslo, not both"),
+        ("--tp 5", "--tp must divide the 12 heads of opt-125m, got 5"),
+        ("--device cpu --tp 2", "--tp must be 1 on this CPU, got 2"),
         ("--device tpu", "unknown device 'tpu'; there are cpu, cuda"),
         ("--dataset FILES/none.json", "none.json: cannot be read (No such file or directory)"),
         ("--table FILES/none.json", "none.json: cannot be read"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from neustream import LatencyTable, Limits, Outcome, Request, ScaleSlo, Streams, make_policy
 from neustream.goodput import GoodputCounter
 from neustream.latency import BatchLatency
-from neustream.policies.slack_fit import FluidFit, Job, best_sizes
+from neustream.policies.slack_fit import FluidFit, Job, best_sizes, rank
 from neustream.policies.slack_loop import SlackLoop, gpu_share, step_seconds
 from neustream.slo import Deadlines
 from neustream.testing import drive, fake_loop
@@ -28,9 +28,9 @@ def trace_of(table: LatencyTable, *requests: Request) -> list[tuple[float, str, 
 
 
 def test_requests_share_every_step_while_all_of_them_make_it(loop_table):
-    """Two steps of 1.5 s for both, then one VAE step of 1 s: at 4 s, as they must."""
-    a = image("a", loop_table, 0.0, 2, due=4.0)
-    b = image("b", loop_table, 0.0, 2, due=4.0)
+    """Two steps of 1.5 s for both, then one VAE step of 1 s: at 4 s, which leaves the reserve."""
+    a = image("a", loop_table, 0.0, 2, due=4.1)
+    b = image("b", loop_table, 0.0, 2, due=4.1)
     assert trace_of(loop_table, a, b) == [
         (0.0, "denoise", ["a", "b"]),
         (1.5, "denoise", ["a", "b"]),
@@ -55,6 +55,48 @@ def test_whoever_would_break_a_promise_waits_until_it_fits(loop_table):
     assert (a.outcome, b.outcome) == (Outcome.MET, Outcome.MET)
 
 
+@pytest.mark.parametrize(("others", "kept"), [("b", ["a"]), ("bc", ["b", "c"])])
+def test_a_promise_is_broken_only_for_more_requests_than_it_keeps_out(others, kept):
+    """a has begun and must run alone for 3 s; by then it is too late for the others, who could share each step."""
+    table = LatencyTable("dit", "d", {"denoise": BatchLatency((1, 2, 3), (1.0, 1.5, 2.0))})
+    streams = Streams(table.modules)
+    a = image("a", table, 0.0, 4, due=4.2)
+    a.advance(1.0)
+    for request in (a, *(image(name, table, 1.0, 4, due=7.4) for name in others)):
+        streams.add(request)
+    plan = SlackLoop(table).plan(1.0, streams, Limits())
+    assert [request.request_id for request in plan.batch] == kept
+
+
+def test_of_those_who_cannot_all_be_kept_the_slack_and_the_nearly_done_go_first():
+    """Twice the pace weighs as much as a quarter of the steps left."""
+    slack, tight, done = job("slack", 8, 16.0), job("tight", 8, 8.0), job("done", 8, 8.0)._replace(visits=32)
+    assert rank(slack) == pytest.approx(2 * rank(tight))
+    assert rank(done) == pytest.approx(rank(slack))
+
+
+def test_turns_are_not_taken_in_small_batches_that_waste_the_device():
+    """Pairs take no longer than one alone, but the tight one allows no pair: by turns it would hold up the others."""
+    fit = FluidFit([0.0, 1.0, 1.1, 1.2], 3)
+    tight, others = job("tight", 4, 4.2), [job(name, 2, 9.9) for name in "bc"]
+    assert fit.all_fit([tight])
+    assert fit.all_fit(others)
+    assert not fit.all_fit([tight, *others])
+
+
+def test_a_slow_device_is_like_tighter_margins_unless_its_modules_are_processes_of_their_own(loop_table):
+    """a and b would take 1.5 s a step together, 1.8 s on a device that is a fifth slower: 3.6 s and the VAE's."""
+    streams = Streams(loop_table.modules)
+    for name in "ab":
+        streams.add(image(name, loop_table, 0.0, 2, due=4.6))
+    slow = Limits(drift={"denoise": 1.2})
+    sizes = [
+        len(SlackLoop(loop_table, handover=handover).plan(0.0, streams, limits).batch)
+        for handover, limits in ((0.0, Limits()), (0.0, slow), (1e-3, slow))
+    ]
+    assert sizes == [2, 1, 2]
+
+
 def test_whoever_never_fits_is_rejected_once_it_could_not_make_it_even_alone(loop_table):
     """While a runs (until 3.5 s) b would take 2 + 0.5 s alone: its last chance ends at 2.5 s."""
     a = image("a", loop_table, 0.0, 3, due=4.0)
@@ -68,7 +110,7 @@ def test_whoever_never_fits_is_rejected_once_it_could_not_make_it_even_alone(loo
 def test_more_than_a_batch_takes_turns_by_least_laxity():
     """Batches of 2 take 1 s; three requests of 2 steps make 6 visits: 3 s, if nobody idles."""
     table = LatencyTable("dit", "d", {"denoise": BatchLatency((1, 2), (1.0, 1.0))})
-    requests = [image(name, table, 0.0, 2, due=3.0) for name in "abc"]
+    requests = [image(name, table, 0.0, 2, due=3.1) for name in "abc"]
     assert trace_of(table, *requests) == [
         (0.0, "denoise", ["a", "b"]),
         (1.0, "denoise", ["c", "a"]),
@@ -132,12 +174,12 @@ def test_the_share_of_a_step_that_computes_grows_with_the_batch_up_to_all_of_it(
     )
 
 
-jobs_of = st.lists(st.tuples(st.integers(1, 4), st.floats(0.5, 16.0), st.booleans()), min_size=1, max_size=3)
+jobs_of = st.lists(st.tuples(st.integers(1, 4), st.floats(0.5, 16.0)), min_size=1, max_size=3)
 
 
-def job(request_id: str, steps: int, margin: float, begun: bool = True) -> Job:
+def job(request_id: str, steps: int, margin: float) -> Job:
     request = Request(request_id, 0.0, Deadlines(margin), pipeline_route(["denoise"], steps))
-    return Job(request, steps, margin, 0.0, begun)
+    return Job(request, steps, margin, 0.0, steps)
 
 
 def is_feasible(left: tuple[int, ...], margins: tuple[float, ...], seconds: list[float], now: float = 0.0) -> bool:
@@ -161,7 +203,7 @@ def is_feasible(left: tuple[int, ...], margins: tuple[float, ...], seconds: list
 @settings(max_examples=150, deadline=None)
 def test_what_is_said_to_fit_can_be_scheduled_to_within_a_step(drawn, rises):
     seconds = [0.0, 1.0, 1.0 + rises[0], 1.0 + sum(rises)]
-    jobs = [job(str(i), steps, margin) for i, (steps, margin, _) in enumerate(drawn)]
+    jobs = [job(str(i), steps, margin) for i, (steps, margin) in enumerate(drawn)]
     assume(FluidFit(seconds, 3).all_fit(jobs))
     margins = tuple(each.margin + seconds[3] for each in jobs)
     assert is_feasible(tuple(each.steps for each in jobs), margins, seconds)
@@ -171,7 +213,7 @@ def test_what_is_said_to_fit_can_be_scheduled_to_within_a_step(drawn, rises):
 @settings(max_examples=100, deadline=None)
 def test_leaving_somebody_out_never_makes_the_others_miss(drawn):
     fit = FluidFit([0.0, 1.0, 1.5, 2.0], 3)
-    jobs = [job(str(i), steps, margin) for i, (steps, margin, _) in enumerate(drawn)]
+    jobs = [job(str(i), steps, margin) for i, (steps, margin) in enumerate(drawn)]
     assume(fit.all_at_ease(jobs))
     assert all(fit.all_fit([other for other in jobs if other is not each]) for each in jobs)
 
