@@ -12,7 +12,7 @@ from diffusion_plugin.request import ImageRequest, ImageResult, Job
 from neustream import LatencyTable, Request, StepLoop, StepPlan, StepPolicy, Streams, make_policy
 from neustream.drift import DriftMeter
 from neustream.loop import Clock
-from neustream.policies.neustream_loop import MAX_BATCH
+from neustream.policies.base import MAX_BATCH
 from neustream.workload import pipeline_route
 
 OnStep = Callable[[StepPlan, float, float, float], None]

@@ -12,7 +12,7 @@ from diffusion_plugin.request import Job
 from diffusion_plugin.state import State
 from neustream import Limits, Request, StepPlan, StepResult
 from neustream.drift import DriftMeter
-from neustream.policies.neustream_loop import MAX_BATCH
+from neustream.policies.base import MAX_BATCH
 
 
 class DiffusionExecutor:

@@ -11,7 +11,7 @@ from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, Job
 from neustream import LatencyTable, Request, StepPlan
 from neustream.latency import BatchLatency
-from neustream.policies.neustream_loop import MAX_BATCH
+from neustream.policies.base import MAX_BATCH
 from neustream.slo import NO_DEADLINES
 from neustream.workload import pipeline_route
 

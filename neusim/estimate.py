@@ -20,17 +20,12 @@ sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").re
 
 from neusim.estimate_llm import opt_modules  # noqa: E402
 from neusim.hardware import DEVICES, GIGA, TERA, Device, find_device  # noqa: E402
-from neusim.models import OPT_SHAPES, OptShape, known_shape  # noqa: E402
+from neusim.models import MEMORY_SHARE, OPT_SHAPES, OptShape, known_shape  # noqa: E402
 from neusim.roofline import BYTES, Roofline  # noqa: E402
 from neustream.tables import LatencyTable, save_table, table_path  # noqa: E402
 
 TABLES = ROOT / "neusim" / "tables"
 DEFAULT_TP = {"opt-30b": 2, "opt-66b": 4}
-WEIGHTS_SHARE = 0.9
-"""Share of a device's memory that vLLM uses (its default); weights must leave room in it for keys and values."""
-
-BLOCK_SIZE = 16
-"""Tokens in one block of keys and values (vLLM's default)."""
 
 
 def estimate(model: str, device: str, *, tp: int | None = None, dtype: str = "float16") -> LatencyTable:
@@ -62,17 +57,15 @@ def _estimate_llm(shape: OptShape, device: Device, tp: int, dtype: str) -> Laten
     if tp < 1:
         raise ValueError(f"--tp must be at least 1, got {tp}")
     weights = shape.num_parameters * BYTES[dtype]
-    if weights / tp > WEIGHTS_SHARE * device.memory_bytes:
-        enough = next(n for n in range(1, 1 << 10) if weights / n <= WEIGHTS_SHARE * device.memory_bytes)
+    if weights / tp > MEMORY_SHARE * device.memory_bytes:
+        enough = next(n for n in range(1, 1 << 10) if weights / n <= MEMORY_SHARE * device.memory_bytes)
         raise ValueError(
             f"{shape.name} in {dtype} takes {weights / tp / GIGA:.0f} GB on each of {tp} {device.title}, "
-            f"{WEIGHTS_SHARE:.0%} of {device.memory_bytes / GIGA:.0f} GB are there; give --tp {enough} or more"
+            f"{MEMORY_SHARE:.0%} of {device.memory_bytes / GIGA:.0f} GB are there; give --tp {enough} or more"
         )
     roofline = Roofline(device, dtype, tp=tp)
     modules = opt_modules(shape, roofline, dtype)
-    token = 2 * shape.num_layers * shape.hidden * BYTES[dtype]
-    room = WEIGHTS_SHARE * device.memory_bytes * tp - weights
-    info = {"tensor_parallel": tp, "kv_blocks": int(room / (token * BLOCK_SIZE))}
+    info = {"tensor_parallel": tp, "kv_blocks": shape.kv_blocks(device.memory_bytes * tp, BYTES[dtype])}
     return LatencyTable(shape.name, device.name, modules, describe(roofline, dtype) | info)
 
 

@@ -9,6 +9,10 @@ from typing import Any
 
 VOCABULARY = 50272
 MAX_POSITIONS = 2048
+KV_BLOCK = 16
+"""Tokens in one block of keys and values (vLLM's default)."""
+MEMORY_SHARE = 0.9
+"""Share of a device's memory that vLLM uses (its default); what weights leave of it is for keys and values."""
 FIELDS = {
     "num_layers": "num_hidden_layers",
     "hidden": "hidden_size",
@@ -61,6 +65,11 @@ class OptShape:
     def kv_elements(self, num_layers: int) -> int:
         """Elements of keys and values per token at this depth."""
         return 2 * num_layers * self.hidden
+
+    def kv_blocks(self, memory_bytes: float, element_bytes: int) -> int:
+        """KV blocks that vLLM finds room for on devices with so much memory together; 0 where weights leave none."""
+        room = MEMORY_SHARE * memory_bytes - self.num_parameters * element_bytes
+        return max(int(room / (self.kv_elements(self.num_layers) * element_bytes * KV_BLOCK)), 0)
 
     def config(self, num_layers: int | None = None) -> dict[str, Any]:
         """`config.json`, at this depth if one is given, with the keys of the published checkpoints."""

@@ -1,8 +1,8 @@
-"""What a step costs by the latency table: what fake executors and the simulator let pass for it."""
+"""What a step costs by the latency table: its seconds, and how much of the GPU it keeps busy in them."""
 
 from __future__ import annotations
 
-from neustream.latency import Shape
+from neustream.latency import BatchLatency, Shape
 from neustream.plan import StepPlan
 from neustream.policies.base import DECODE, PREFILL, shape_of
 from neustream.tables import LatencyTable
@@ -35,3 +35,18 @@ def mixed_seconds(table: LatencyTable, plan: StepPlan) -> float:
     read = decodes.context + sum(processed for _, processed in pieces)
     together = prefill.predict(shape) + per_context * read
     return max(together, decode.predict(decodes)) if decodes.batch else together
+
+
+def gpu_demand(table: LatencyTable, module: str, batch: int) -> float:
+    """Share of a step's seconds in which the GPU computes; the rest is launching kernels and the host.
+
+    A table does not say so outright. On a full GPU each further request costs its own arithmetic, so the slope
+    over the upper half of the measured batch sizes is the arithmetic of one request, and a step of b
+    requests keeps the GPU busy for b times that, at most all of the step.
+    """
+    model = table[module]
+    if not isinstance(model, BatchLatency) or len(model.batch) < 2:
+        return 1.0
+    middle = len(model.batch) // 2 if len(model.batch) > 2 else 0
+    slope = (model.seconds[-1] - model.seconds[middle]) / (model.batch[-1] - model.batch[middle])
+    return min(max(slope, 0.0) * batch / model.predict(Shape(batch)), 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from diffusion_plugin.request import ImageRequest, check_size
 from diffusion_plugin.state import Batch, State
 
 
-class Pipeline:
+class Pipeline(ABC):
     """The modules of one model on one device. It holds networks and nothing of any request.
 
     `dtype` is that of the networks; latents are float32 always.
@@ -50,32 +51,32 @@ class Pipeline:
         return self.spec.modules
 
     @property
+    @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape of one request's latent: (channels, height, width)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fields(self) -> dict[str, Field]:
         """What a request keeps on the device beside its latent and its noise."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, request: ImageRequest) -> dict[str, Tensor]:
         """A request's inputs, on the CPU, from its prompt, label or image. Raises ValueError for bad ones."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, pool: SlotPool, batch: Batch, x: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:
         """One forward pass for latents `x` (batch, C, H, W) at `timesteps` (batch,), float32 both.
 
         Returns the guided noise estimate, and the predicted variance where the network has one, in float32.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def images(self, pool: SlotPool, slots: Tensor) -> tuple[Tensor, Tensor | None]:
         """Finished images in 0…1, of shape (n, 3, H, W), and which of them were flagged as unsafe."""
-        raise NotImplementedError
 
+    @abstractmethod
     def example(self, index: int) -> dict[str, Any]:
         """What a synthetic workload asks for in its request number `index`: arguments of `ImageRequest`."""
-        raise NotImplementedError
 
     def start(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """What is written to a request's slot when it joins: its inputs and its first latent, of unit variance.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from neusim.hardware import DEVICES
-from neusim.models import known_shape
+from neusim.models import KV_BLOCK, known_shape
 from neusim.roofline import BYTES
 from neustream.policies import is_llm
 from neustream.tables import LatencyTable
@@ -16,11 +16,8 @@ Layout = Literal["process", "interleaved"]
 
 ARTIFACT_HANDOVER = 0.035
 """Seconds that a request takes to reach the next module's process."""
-BLOCK_SIZE = 16
 WATERMARK = 0.01
 """Share of the KV blocks that a prefill leaves free, as in vLLM."""
-MEMORY_SHARE = 0.9
-"""Share of a device's memory that vLLM uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ class Device:
     overhead: float = 0.0
     jitter: float = 0.0
     kv_blocks: int | None = None
-    block_size: int = BLOCK_SIZE
+    block_size: int = KV_BLOCK
     watermark: float = WATERMARK
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
@@ -92,6 +89,4 @@ def kv_blocks(table: LatencyTable) -> int | None:
     if shape is None or hardware is None or width is None:
         return None
     devices = int(table.info.get("tensor_parallel", 1))
-    room = MEMORY_SHARE * hardware.memory_bytes * devices - shape.num_parameters * width
-    per_token = shape.kv_elements(shape.num_layers) * width
-    return max(int(room / (per_token * BLOCK_SIZE)), 0) or None
+    return shape.kv_blocks(hardware.memory_bytes * devices, width) or None

@@ -12,11 +12,11 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from neusim.sim.cost import gpu_demand, step_seconds
 from neusim.sim.device import Device
 from neusim.sim.events import EventQueue, Priority
 from neusim.sim.memory import KvMemory
 from neusim.sim.process import Process, ProcessStreams, RunningStep
+from neustream.cost import gpu_demand, step_seconds
 from neustream.drift import DriftMeter
 from neustream.loop import DONE, commit, reject
 from neustream.plan import UNLIMITED, Limits, StepPlan

@@ -13,6 +13,8 @@ from neustream.tables import LatencyTable
 
 PREFILL = "prefill"
 DECODE = "decode"
+MAX_BATCH = 64
+"""Requests of a pipeline in one step: larger batches are never planned, whatever the table covers."""
 
 
 class StepPolicy(Protocol):

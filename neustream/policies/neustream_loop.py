@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.policies.base import remaining_alone
+from neustream.policies.base import MAX_BATCH, remaining_alone
 from neustream.request import Request
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
 
 DELTA = 0.95
 """Share of the SLO-scaled step that a batched step may take (the paper's δ)."""
-MAX_BATCH = 64
-"""Batch sizes beyond this are never planned, whatever the table covers."""
 
 
 def batch_cap(table: LatencyTable, module: str, slo_scale: float, delta: float = DELTA) -> int:

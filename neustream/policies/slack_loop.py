@@ -1,24 +1,23 @@
-"""slack, for pipelines of loop modules: start a request only if every started one still makes it.
+"""slack, for pipelines of loop modules: serve only as many requests as all make it.
 
 docs/slack.md explains the rule and shows what it gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from neustream.cost import gpu_demand
 from neustream.latency import BatchLatency, Shape
 from neustream.plan import Limits, Rejection, StepPlan
+from neustream.policies.base import MAX_BATCH
 from neustream.policies.slack_fit import FluidFit, Job, rank, rows_of
 from neustream.request import Request, Route
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
 
-MAX_BATCH = 64
-"""Batch sizes beyond this are never planned, whatever the table covers."""
 MAX_MEMO = 4096
 SECOND_CHANCES = 2
 """How many of those that did not fit together are tried again one by one."""
@@ -45,9 +44,9 @@ class Way(NamedTuple):
 class SlackLoop:
     """Commits only to what can be kept: see `plan`.
 
-    A request whose loop has begun is a promise. `slo_scale` is accepted, as by every loop policy, and not
-    needed: the deadlines say it all. `handover` is the time that a request takes to reach the next module's
-    process, 0 where one process runs all modules.
+    A request whose loop has begun is a promise, broken only where that keeps more requests. `slo_scale` is
+    accepted, as by every loop policy, and not needed: the deadlines say it all. `handover` is the time that a
+    request takes to reach the next module's process, 0 where one process runs all modules.
     """
 
     def __init__(self, table: LatencyTable, *, slo_scale: float = 3.0, handover: float = 0.0) -> None:
@@ -57,9 +56,12 @@ class SlackLoop:
             raise ValueError(f"handover must be at least 0, got {handover:g}")
         self.table = table
         self.handover = handover
-        self.seconds = {module: step_seconds(table, module) for module in table.modules}
+        self.seconds = {module: seconds_by_batch(table, module) for module in table.modules}
         """Per module: seconds of a step by batch size (entry 0 unused), never falling."""
-        self._busy = {module: gpu_share(seconds) for module, seconds in self.seconds.items()}
+        self._busy = {
+            module: [gpu_demand(table, module, batch) for batch in range(len(seconds))]
+            for module, seconds in self.seconds.items()
+        }
         self._ways: dict[int, tuple[Route, list[Way]]] = {}
         self._fits: dict[tuple[str, int], FluidFit] = {}
 
@@ -90,6 +92,8 @@ class SlackLoop:
         last: dict[str, list[tuple[float, Request]]] = {}
         loops: dict[str, list[Job]] = {}
         handover, seconds, ways = self.handover, self.seconds, self._ways
+        # Where modules have processes of their own, a step's time says more about the others than the table.
+        drift = {} if handover else limits.drift
         for module in streams.modules:
             for request in streams[module]:
                 route = request.route
@@ -106,8 +110,7 @@ class SlackLoop:
                         last.setdefault(module, []).append((margin - after, request))
                     continue
                 left = request.left[at]
-                # Where modules have processes of their own, a step's time says more about the others than the table.
-                slowness = 1.0 if handover else limits.drift.get(loop, 1.0)
+                slowness = drift.get(loop, 1.0)
                 alone = left * seconds[loop][1] * min(slowness, 1.0)
                 if margin - after < alone:
                     rejected.append(self._hopeless(request, now, before + alone + after))
@@ -227,7 +230,7 @@ class SlackLoop:
         return sum(seconds * max(1.0, share + self._busy[module][1]) for module, seconds in way.later)
 
 
-def step_seconds(table: LatencyTable, module: str) -> list[float]:
+def seconds_by_batch(table: LatencyTable, module: str) -> list[float]:
     """Seconds of a step by batch size, for every size that was measured; noise that makes it fall is levelled."""
     model = table[module]
     largest = min(model.largest, MAX_BATCH) if isinstance(model, BatchLatency) else MAX_BATCH
@@ -235,15 +238,3 @@ def step_seconds(table: LatencyTable, module: str) -> list[float]:
     for batch in range(1, largest + 1):
         seconds.append(max(seconds[-1], model.predict(Shape(batch))))
     return seconds
-
-
-def gpu_share(seconds: Sequence[float]) -> list[float]:
-    """Share of a step, by batch size, in which it keeps the device busy: the rest is launching its kernels.
-
-    On a full device each further request costs its own arithmetic; so the slope over the upper half of the
-    batch sizes is the arithmetic of one request.
-    """
-    largest = len(seconds) - 1
-    middle = max(largest // 2, 1)
-    slope = (seconds[largest] - seconds[middle]) / (largest - middle) if largest > middle else seconds[1]
-    return [0.0, *(min(batch * slope / seconds[batch], 1.0) for batch in range(1, largest + 1))]

@@ -7,8 +7,8 @@ from functools import cache
 from itertools import chain, combinations, product
 from typing import TypeVar
 
-from neusim.sim.cost import step_seconds
 from neustream import Chunk, LatencyTable, Request, Shape, StepPlan
+from neustream.cost import step_seconds
 
 SLACK = 1e-9
 Item = TypeVar("Item")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from neusim.sim import Device, Result, default_device, simulate
-from neusim.sim.cost import gpu_demand, step_seconds
 from neusim.sim.events import EventQueue, Priority
 from neustream import Chunk, Deadlines, LatencyTable, Limits, Outcome, Request, StepPlan, Streams
+from neustream.cost import gpu_demand, step_seconds
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.plan import IDLE
 from neustream.workload import llm_route, pipeline_route

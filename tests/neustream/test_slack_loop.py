@@ -12,7 +12,7 @@ from neustream import LatencyTable, Limits, Outcome, Request, ScaleSlo, Streams,
 from neustream.goodput import GoodputCounter
 from neustream.latency import BatchLatency
 from neustream.policies.slack_fit import FluidFit, Job, best_sizes, rank
-from neustream.policies.slack_loop import SlackLoop, gpu_share, step_seconds
+from neustream.policies.slack_loop import SlackLoop, seconds_by_batch
 from neustream.slo import Deadlines
 from neustream.testing import drive, fake_loop
 from neustream.workload import gamma_arrivals, pipeline_route, step_counts
@@ -164,14 +164,7 @@ def test_options_out_of_range_are_refused(loop_table, options):
 
 def test_step_seconds_never_fall_with_the_batch():
     table = LatencyTable("dit", "d", {"denoise": BatchLatency((1, 2, 3), (1.0, 0.9, 1.2))})
-    assert step_seconds(table, "denoise") == [0.0, 1.0, 1.0, 1.2]
-
-
-def test_the_share_of_a_step_that_computes_grows_with_the_batch_up_to_all_of_it():
-    """0.5 s each, once the device is full; of the 2 s of a lone step the rest is launching."""
-    assert gpu_share([0.0, 2.0, 2.0, 2.0, 2.0, 2.5, 3.0]) == pytest.approx(
-        [0.0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 2 / 3, 2 / 3]
-    )
+    assert seconds_by_batch(table, "denoise") == [0.0, 1.0, 1.0, 1.2]
 
 
 jobs_of = st.lists(st.tuples(st.integers(1, 4), st.floats(0.5, 16.0)), min_size=1, max_size=3)
