@@ -87,11 +87,9 @@ def show_reference(folder: Path) -> None:
 def show_run(run: RealRun) -> None:
     """Print a real run's goodput beside that of its simulation, setting by setting.
 
-    Twice: with the table's seconds, and with as many as the run's own steps took.
+    Twice: with the table's seconds, and at the speed that the machine had at each time of the run.
     """
-    drift = ", ".join(f"{module} {ratio:.2f}" for module, ratio in run.steps.drift.items())
     print(f"{run.folder}: {run.summary['policy']}, {run.table.origin} table of {run.table.model} on {run.table.device}")
-    print(f"  its steps took, × the table: {drift or 'not known'}; {run.steps.overhead * MS_PER_S:.2f} ms beside each")
     print(f"  {'setting':38} {'':16} {'real':>8} {'simulated':>18} {'at its own speed':>18}")
     for index, setting in enumerate(run.settings):
         results = [run.replay(index, at_own_speed=own).summary for own in (False, True)]
@@ -100,6 +98,9 @@ def show_run(run: RealRun) -> None:
             cells = [f"{result[key]:.4g} {relative_error(setting[key], result[key]):>8}" for result in results]
             print(f"  {axes:38} {key:16} {setting[key]:8.4g} {cells[0]:>18} {cells[1]:>18}")
             axes = ""
+        steps = run.steps[index]
+        drift = ", ".join(f"{module} {ratio:.2f}" for module, ratio in steps.drift.items()) or "not known"
+        print(f"    its steps took, × the table: {drift}; {steps.overhead * MS_PER_S:.2f} ms beside each")
 
 
 def relative_error(real: float, simulated: float) -> str:

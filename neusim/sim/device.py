@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,21 +22,38 @@ WATERMARK = 0.01
 
 
 @dataclass(frozen=True, slots=True)
+class Slowness:
+    """How many times as long as its table says a device's steps take, over time, as a real one's was measured."""
+
+    window: float
+    """Seconds that one factor is for."""
+    factors: Mapping[int, float]
+    """By number of the window, 0 beginning at time 0."""
+    otherwise: float = 1.0
+    """The factor of windows in which nothing was measured."""
+
+    def at(self, now: float) -> float:
+        """The factor of a step that starts at `now`."""
+        return self.factors.get(int(now // self.window), self.otherwise)
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """A device to simulate on.
 
     `layout` "process": each module in a process of its own, with its own step loop over its own stream; the
     modules of one pipeline overlap and share the GPU. "interleaved": one step loop over all modules.
     `handover` is the time from one process to the next, `overhead` what a step costs outside its module
-    (scheduling, preparing inputs), `jitter` the relative standard deviation of a step's seconds, all of which a
-    table does not know. A language model's device is always interleaved; `kv_blocks` (of `block_size` tokens)
-    bounds its memory, None leaves it unbounded.
+    (scheduling, preparing inputs), `jitter` the relative standard deviation of a step's seconds, `slowness` how
+    they differ from the table's over time, all of which a table does not know. A language model's device is
+    always interleaved; `kv_blocks` (of `block_size` tokens) bounds its memory, None leaves it unbounded.
     """
 
     layout: Layout = "interleaved"
     handover: float = ARTIFACT_HANDOVER
     overhead: float = 0.0
     jitter: float = 0.0
+    slowness: Slowness | None = None
     kv_blocks: int | None = None
     block_size: int = KV_BLOCK
     watermark: float = WATERMARK

@@ -168,6 +168,8 @@ class Engine:
         process.drift.expect(plan)
         seconds = step_seconds(self.table, plan)
         demand = self._demand(plan.module, len(plan.batch)) if self._is_shared else 1.0
+        if self.device.slowness is not None:
+            seconds *= self.device.slowness.at(now)
         if self.device.jitter:
             seconds *= max(1.0 + self.device.jitter * self._random.standard_normal(), MIN_JITTER)
         process.step = RunningStep(plan, now, seconds + self.device.overhead, demand)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, TypeVar
 
-from neusim.sim.device import default_device
+from neusim.sim.device import Slowness, default_device
 from neusim.sim.run import Result, named_policy, simulate
-from neustream.latency import BatchLatency, ContextLatency, LatencyModel, TokensLatency
 from neustream.policies import is_llm
 from neustream.request import Request, Route, Stage
 from neustream.slo import Slo, parse_slo
 from neustream.tables import LatencyTable, find_table, load_table
 
+Key = TypeVar("Key", bound=Hashable)
+
 STOCK = "vllm"
 """A real run's policy of that name is stock vLLM, which schedules as fcfs does."""
+WINDOW = 0.5
+"""Seconds over which a run's own speed is averaged: some tens of steps on a CPU, and short beside a burst."""
 TOLERANCE = 1e-3
 """Seconds by which a rebuilt deadline may differ from the recorded one."""
 
@@ -64,12 +67,14 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """How a real run's steps took other than its table says."""
+    """How the steps of a real run's setting took other than its table says."""
 
     overhead: float = 0.0
     """Seconds per step beside what the table measures: deciding, and from the end of a step to the next."""
     drift: Mapping[str, float] = field(default_factory=dict)
-    """Measured over predicted seconds of each module, over the whole run."""
+    """Measured over predicted seconds of each module."""
+    slowness: Slowness | None = None
+    """The same of all modules together, over time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,8 @@ class RealRun:
     records: tuple[tuple[dict[str, Any], ...], ...]
     """The requests of each setting."""
     table: LatencyTable
-    steps: StepTimes
+    steps: tuple[StepTimes, ...]
+    """Of each setting."""
 
     @property
     def policy(self) -> str:
@@ -105,14 +111,15 @@ class RealRun:
     def replay(self, index: int, *, at_own_speed: bool = False) -> Result:
         """Simulate one setting's requests on one loop over all modules, as the real executors are.
 
-        `at_own_speed`: with steps as much slower (or faster) than the table as the run's were, which the policy
-        does not know; what then differs from the real run is not the table's fault.
+        `at_own_speed`: with steps as much slower (or faster) than the table as the run's were at that time, which
+        the policy does not know; what then differs from the real run is neither the table's nor the machine's doing.
         """
-        device = default_device(self.table, layout="interleaved", overhead=self.steps.overhead)
+        steps = self.steps[index]
+        slowness = steps.slowness if at_own_speed else None
+        device = default_device(self.table, layout="interleaved", overhead=steps.overhead, slowness=slowness)
         slo = parse_slo(self.slo(self.settings[index]))
         policy = partial(named_policy, self.policy, self.table, device, self.settings[index].get("slo_scale"))
-        table = scaled(self.table, self.steps.drift) if at_own_speed else self.table
-        return simulate(table, policy, Replay(self.records[index], slo, self.table), device)
+        return simulate(self.table, policy, Replay(self.records[index], slo, self.table), device)
 
 
 def read_run(folder: Path, tables: Path) -> RealRun:
@@ -139,53 +146,54 @@ def read_run(folder: Path, tables: Path) -> RealRun:
             records[record["setting"]].append(record)
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{folder / 'requests.jsonl'}:{number}: {type(error).__name__} {error}") from error
-    steps = read_steps(folder / "steps.jsonl", table)
+    steps = read_steps(folder / "steps.jsonl", table, settings)
     return RealRun(folder, summary, tuple(tuple(group) for group in records), table, steps)
 
 
-def read_steps(path: Path, table: LatencyTable) -> StepTimes:
-    """What a run's records of its steps say of time; nothing where there are none.
+def read_steps(path: Path, table: LatencyTable, num_settings: int) -> tuple[StepTimes, ...]:
+    """What a run's records of its steps say of time, setting by setting; nothing where there are none.
 
     An LLM's table measures the engine's whole step, so only the policy's decision comes on top; a pipeline's
-    measures the module alone, so all of the scheduling does. What passes between a step and the next is
-    taken as the median, which waiting for arrivals does not change.
+    measures the module alone, so all of the scheduling does. Raises ValueError naming a damaged line.
     """
-    steps = [json.loads(line) for line in _read(path).splitlines()] if path.is_file() else []
+    key = "decision_seconds" if is_llm(table) else "schedule_seconds"
+    steps: list[list[dict[str, Any]]] = [[] for _ in range(num_settings)]
+    for number, line in enumerate(_read(path).splitlines() if path.is_file() else (), start=1):
+        try:
+            step = json.loads(line)
+            steps[step["setting"]].append(step | {"deciding": step.get(key) or 0.0})
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: {type(error).__name__} {error}") from error
+    return tuple(step_times(group) for group in steps)
+
+
+def step_times(steps: Sequence[dict[str, Any]]) -> StepTimes:
+    """Of one setting's steps. What passes between a step and the next is taken as the median, free of waiting."""
     if not steps:
         return StepTimes()
-    gaps = [
-        later["time"] - earlier["time"] - earlier["seconds"]
-        for earlier, later in pairwise(steps)
-        if later["setting"] == earlier["setting"]
+    gaps = [later["time"] - earlier["time"] - earlier["seconds"] for earlier, later in pairwise(steps)]
+    overhead = fmean(step["deciding"] for step in steps) + (max(median(gaps), 0.0) if gaps else 0.0)
+    known = [
+        (step["module"], int(step["time"] // WINDOW), step["seconds"] - step["deciding"], step["predicted_seconds"])
+        for step in steps
+        if step.get("predicted_seconds")
     ]
-    key = "decision_seconds" if is_llm(table) else "schedule_seconds"
-    deciding = fmean(step.get(key) or 0.0 for step in steps)
-    taken: Counter[str] = Counter()
-    predicted: Counter[str] = Counter()
-    for step in steps:
-        if step.get("predicted_seconds"):
-            taken[step["module"]] += step["seconds"] - (step.get(key) or 0.0)
-            predicted[step["module"]] += step["predicted_seconds"]
-    drift = {module: taken[module] / predicted[module] for module in predicted}
-    return StepTimes(deciding + (max(median(gaps), 0.0) if gaps else 0.0), drift)
+    if not known:
+        return StepTimes(overhead)
+    drift = _ratios((module, taken, predicted) for module, _, taken, predicted in known)
+    over_time = _ratios((window, taken, predicted) for _, window, taken, predicted in known)
+    overall = sum(taken for *_, taken, _ in known) / sum(predicted for *_, predicted in known)
+    return StepTimes(overhead, drift, Slowness(WINDOW, over_time, overall))
 
 
-def scaled(table: LatencyTable, factors: Mapping[str, float]) -> LatencyTable:
-    """The table with every module's seconds multiplied by its factor (1 where none is given)."""
-
-    def scale(model: LatencyModel, factor: float) -> LatencyModel:
-        seconds = tuple(value * factor for value in getattr(model, "seconds", ()))
-        if isinstance(model, BatchLatency):
-            return replace(model, seconds=seconds)
-        if isinstance(model, TokensLatency):
-            a, b, c = (value * factor for value in model.coef)
-            return replace(model, seconds=seconds, coef=(a, b, c))
-        if isinstance(model, ContextLatency):
-            return replace(model, seconds=seconds, coef=(model.coef[0] * factor, model.coef[1] * factor))
-        raise TypeError(f"cannot scale a {type(model).__name__}")
-
-    modules = {name: scale(model, factors.get(name, 1.0)) for name, model in table.modules.items()}
-    return replace(table, modules=modules)
+def _ratios(rows: Iterable[tuple[Key, float, float]]) -> dict[Key, float]:
+    """Σ measured / Σ predicted seconds by the rows' key."""
+    taken: defaultdict[Key, float] = defaultdict(float)
+    predicted: defaultdict[Key, float] = defaultdict(float)
+    for key, measured, expected in rows:
+        taken[key] += measured
+        predicted[key] += expected
+    return {key: taken[key] / predicted[key] for key in predicted}
 
 
 def _read(path: Path) -> str:

@@ -11,9 +11,10 @@ import pytest
 
 from neusim import validate
 from neusim.sim import Device, LlmWorkload, PipelineWorkload, Workload, simulate
-from neusim.sim.replay import StepTimes, read_run, read_steps, scaled
+from neusim.sim.device import Slowness
+from neusim.sim.replay import StepTimes, read_run, read_steps
 from neustream import LatencyTable, Request, parse_slo, save_table
-from neustream.latency import BatchLatency, ContextLatency, Shape, TokensLatency
+from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.records import JsonLines, request_record
 from neustream.tables import table_path
 
@@ -75,10 +76,11 @@ def test_both_goodputs_and_the_error_are_printed_for_each_setting(tmp_path, caps
     assert validate.main(["--run", str(tmp_path / "run"), "--tables", str(tmp_path / "tables")]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert " ".join(lines[0]).endswith("neustream, measured table of dit-hand on box")
-    assert lines[3][:6] == ["rate", "3", "cv", "2", "slo_scale", "2.5"]
-    assert lines[3][6] == "request_goodput"
-    assert [lines[3][9], lines[3][11]] == ["+100.0%", "+100.0%"]
-    assert lines[5] == ["good", str(goods[0]), str(goods[0]), "+0.0%", str(goods[0]), "+0.0%"]
+    assert lines[2][:6] == ["rate", "3", "cv", "2", "slo_scale", "2.5"]
+    assert lines[2][6] == "request_goodput"
+    assert [lines[2][9], lines[2][11]] == ["+100.0%", "+100.0%"]
+    assert lines[4] == ["good", str(goods[0]), str(goods[0]), "+0.0%", str(goods[0]), "+0.0%"]
+    assert " ".join(lines[5]) == "its steps took, × the table: not known; 0.00 ms beside each"
     assert lines[8] == ["good", str(goods[1]), str(goods[1]), "+0.0%", str(goods[1]), "+0.0%"]
 
 
@@ -91,29 +93,39 @@ def test_how_a_runs_steps_differ_from_its_table_is_measured(tmp_path):
             lines.write({"setting": 0, "module": "denoise", "time": time, "seconds": 0.1, **spent})
         last = {"schedule_seconds": 0.004, "decision_seconds": None, "predicted_seconds": None}
         lines.write({"setting": 1, "module": "vae", "time": 0.0, "seconds": 0.1, **last})
-    times = read_steps(tmp_path / "steps.jsonl", LOOP)
+    times, other = read_steps(tmp_path / "steps.jsonl", LOOP, 2)
     assert times.overhead == pytest.approx(0.024)
     assert times.drift == {"denoise": pytest.approx(2.0)}
-    assert read_steps(tmp_path / "steps.jsonl", LLM).overhead == pytest.approx(0.02 + 0.01 / 6)
-    assert read_steps(tmp_path / "nothing.jsonl", LOOP) == StepTimes()
+    assert other == StepTimes(overhead=0.004)
+    assert read_steps(tmp_path / "steps.jsonl", LLM, 2)[0].overhead == pytest.approx(0.02 + 0.002)
+    assert read_steps(tmp_path / "nothing.jsonl", LOOP, 1) == (StepTimes(),)
+
+
+def test_a_runs_own_speed_is_known_for_each_half_second(tmp_path):
+    """Steps of 0.1 s by the table, 0.1 s each at first and 0.3 s each from 0.5 s on."""
+    with JsonLines(tmp_path / "steps.jsonl") as lines:
+        for time, seconds in ((0.0, 0.1), (0.2, 0.1), (0.5, 0.3), (0.9, 0.3), (1.6, 0.3)):
+            spent = {"schedule_seconds": 0.0, "predicted_seconds": 0.1}
+            lines.write({"setting": 0, "module": "denoise", "time": time, "seconds": seconds, **spent})
+    (times,) = read_steps(tmp_path / "steps.jsonl", LOOP, 1)
+    assert times.slowness is not None
+    factors = [times.slowness.at(now) for now in (0.3, 0.5, 0.99, 1.2, 1.7)]
+    assert factors == pytest.approx([1.0, 3.0, 3.0, 2.2, 3.0])  # 2.2 overall, where no step ran
+
+
+def test_a_damaged_record_of_a_step_is_named(tmp_path):
+    (tmp_path / "steps.jsonl").write_text('{"setting": 0}\n{"setting": 3}\n')
+    with pytest.raises(ValueError, match=r"steps\.jsonl:2: IndexError"):
+        read_steps(tmp_path / "steps.jsonl", LOOP, 1)
 
 
 @pytest.mark.parametrize(("table", "axes"), [(LOOP, {"slo_scale": 2.5}), (LLM, {"pslo": 3.0, "dslo": 1.3})])
 def test_at_its_own_speed_a_replay_has_slower_steps_and_the_same_deadlines(tmp_path, table, axes):
     goods = write_run(tmp_path / "run", table, "neustream", {"rate": 3.0, "cv": 2.0, **axes})
     run = read_run(tmp_path / "run", tmp_path / "tables")
-    slow = replace(run, steps=StepTimes(drift=dict.fromkeys(table.modules, 1.5)))
+    slow = replace(run, steps=(StepTimes(slowness=Slowness(1.0, {}, 1.5)),) * 2)
     assert slow.replay(0).good == goods[0]
     assert 0 < slow.replay(0, at_own_speed=True).good < goods[0]
-
-
-def test_a_scaled_table_predicts_scaled_seconds():
-    for table in (LOOP, LLM):
-        twice = scaled(table, dict.fromkeys(table.modules, 2.0))
-        for module in table.modules:
-            for shape in (Shape(1, 30, 900, 30), Shape(3, 70, 2000, 90)):
-                assert twice[module].predict(shape) == pytest.approx(2 * table[module].predict(shape))
-    assert scaled(LOOP, {}) == LOOP
 
 
 def test_another_table_than_the_runs_own_is_found_out(tmp_path):
