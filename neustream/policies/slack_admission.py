@@ -15,6 +15,8 @@ from neustream.request import Request
 
 MAX_MISSES = 3
 """After this many requests that did not fit, the others are not tried any more."""
+SPARE = 0.8
+"""How much fuller the device could be, as a share of what runs, where a late request is taken."""
 MAX_LATE = 8
 """Late requests that are tried in one step."""
 
@@ -120,7 +122,7 @@ class Admission:
             self._try_add(candidate)
 
     def add_late(self, candidates: Sequence[Candidate], forgiven: float) -> None:
-        """Add late ones, each only where it would catch up, and no promise be broken, were the device twice as full.
+        """Add late ones, each only where it would catch up, and no promise be broken were the device `SPARE` fuller.
 
         That leaves room for those who come next and can still be in time.
         """
@@ -141,7 +143,7 @@ class Admission:
         cut = self._cut.plus(candidate, self.limits, is_late)
         if not self._has_room(cut, not self.chosen):
             return False
-        reserve = max(self.residents.shape.batch, 1) if is_late else 0
+        reserve = max(int(SPARE * self.residents.shape.batch), 1) if is_late else 0
         ends = self._end(cut, reserve)
         if ends is None:
             return False
