@@ -14,14 +14,17 @@ from tempfile import gettempdir
 
 from neusim.profiling.engine import EngineTimer, load_engine
 from neusim.profiling.layers import extrapolate
-from neusim.profiling.llm import QUICK_REPEATS, check
+from neusim.profiling.llm import check
 from neusim.profiling.measure import measure, trusted
 from neusim.profiling.partial import Partial
 from neusim.profiling.points import Point, llm_points
 from neusim.profiling.settings import SettingsError, make_settings, parse_layers
 
-SECONDS = 2.0
+SECONDS = 4.0
 """What a point may take: more than in a quick profile, since single points are judged here."""
+REPEATS = 9
+AGREES = 0.1
+"""Points that differ by more are listed."""
 
 
 def differences(
@@ -35,7 +38,7 @@ def differences(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, and print the mean, the median size and the worst difference of each module."""
+    """Measure, and print of each module the mean and the median size of the differences, and which are large."""
     if not 1 <= len(arguments) <= 2:
         print("check_layers: give a model that fits this machine, and two depths (default 2,4)", file=sys.stderr)
         return 2
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     visits = measure(
         [point.at(depth) for point in points for depth in depths],
         timer.run,
-        repeats=QUICK_REPEATS,
+        repeats=REPEATS,
         seconds_per_point=SECONDS,
         partial=kept,
         label=model.name,
@@ -66,10 +69,12 @@ def main(arguments: Sequence[str]) -> int:
     found = differences(by_depth, layers, model.num_layers)
     for module in ("prefill", "decode"):
         mine = {point: by for point, by in found.items() if point.module == module}
-        worst = max(mine, key=lambda point: abs(mine[point]))
         mean, size = sum(mine.values()) / len(mine), median(map(abs, mine.values()))
-        print(f"{module}: by layers / whole, {len(mine)} points: mean {mean:+.1%}, median size {size:.1%}, ", end="")
-        print(f"worst {mine[worst]:+.1%} ({worst.at(model.num_layers)})")
+        far = sorted((point for point in mine if abs(mine[point]) > AGREES), key=lambda point: -abs(mine[point]))
+        print(f"{module}: by layers / whole: mean {mean:+.1%}, median size {size:.1%}; ", end="")
+        print(f"{len(mine) - len(far)} of {len(mine)} points within {AGREES:.0%}")
+        for point in far:
+            print(f"    {mine[point]:+.1%} {point.at(model.num_layers)}")
     return 0
 
 
