@@ -11,6 +11,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -53,12 +54,12 @@ def llm_streams(count: int) -> tuple[Streams, float]:
     return streams, 0.05
 
 
-def loop_streams(count: int) -> tuple[Streams, float]:
+def loop_streams(count: int, scale: float = 30.0) -> tuple[Streams, float]:
     """`count` requests in the middle of their steps and `count` that have not begun."""
     streams = Streams(LOOP.modules)
     for i in range(2 * count):
         route: tuple[Stage, ...] = pipeline_route(LOOP.modules, 200 + i % 50)
-        request = Request(f"r{i}", i * 1e-3, ScaleSlo(30.0).bind(0.0, route, 1, LOOP), route)
+        request = Request(f"r{i}", i * 1e-3, ScaleSlo(scale).bind(i * 1e-3, route, 1, LOOP), route)
         for _ in range(i % 50 if i < count else 0):
             request.advance(0.02)
         request.passes = i % 7
@@ -66,9 +67,16 @@ def loop_streams(count: int) -> tuple[Streams, float]:
     return streams, 1.0
 
 
-def median_cost(policy_name: str, table: LatencyTable, count: int, repeats: int) -> float:
+def overloaded_streams(count: int) -> tuple[Streams, float]:
+    """The same under SLOs that by far not all of them can meet: whoever chooses among them has most to do."""
+    return loop_streams(count, 3.0)
+
+
+def median_cost(
+    policy_name: str, table: LatencyTable, make: Callable[[int], tuple[Streams, float]], count: int, repeats: int
+) -> float:
     """Median seconds of one decision."""
-    streams, now = llm_streams(count) if table is LLM else loop_streams(count)
+    streams, now = make(count)
     policy = make_policy(policy_name, table)
     limits = Limits(max_resident=4 * count, max_work=4096, free_blocks=100_000, block_size=16)
     costs = []
@@ -86,14 +94,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200)
     args = parser.parse_args()
     sizes = [int(size) for size in args.sizes.split(",")]
-    print(f"{'policy':<12} {'kind':<5}" + "".join(f"{f'{n}+{n}':>12}" for n in sizes) + "   (median µs per decision)")
+    print(f"{'policy':<12} {'kind':<10}" + "".join(f"{f'{n}+{n}':>12}" for n in sizes) + "   (median µs per decision)")
     for name in args.policies.split(","):
         entry = POLICIES[name]
-        for kind, table, build in (("llm", LLM, entry.llm), ("loop", LOOP, entry.loop)):
+        kinds = (
+            ("llm", LLM, entry.llm, llm_streams),
+            ("loop", LOOP, entry.loop, loop_streams),
+            ("overloaded", LOOP, entry.loop, overloaded_streams),
+        )
+        for kind, table, build, make in kinds:
             if build is None:
                 continue
-            costs = [median_cost(name, table, n, args.repeats if n <= 256 else args.repeats // 4) for n in sizes]
-            print(f"{name:<12} {kind:<5}" + "".join(f"{cost * 1e6:>12.0f}" for cost in costs))
+            costs = [median_cost(name, table, make, n, args.repeats if n <= 256 else args.repeats // 4) for n in sizes]
+            print(f"{name:<12} {kind:<10}" + "".join(f"{cost * 1e6:>12.0f}" for cost in costs))
 
 
 if __name__ == "__main__":

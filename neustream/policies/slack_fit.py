@@ -44,7 +44,7 @@ def rank(job: Job) -> float:
     The faster its steps have to be, the smaller are all batches that it is in; the fewer it has left, the sooner
     its place is free again. The root because it costs something only if somebody waits for that place.
     """
-    return job[2] * math.sqrt(job[4] / job[1]) / job[1]
+    return job.margin / job.steps * math.sqrt(job.visits / job.steps)
 
 
 class FluidFit:
@@ -132,7 +132,7 @@ class FluidFit:
         count = len(steps)
         if count > self.largest:
             return False
-        order = steps.argsort()
+        order = steps.argsort(kind="stable")
         segments = steps[order]
         segments[1:] -= segments[:-1].copy()
         segments *= self._curve[count:0:-1]
@@ -151,7 +151,7 @@ class FluidFit:
         size = self._turn_size(steps, margins)
         if size < 1 or self._rates[size] < TURN_RATE * self._rates[self._best[min(len(steps), self.largest)]]:
             return False
-        order = margins.argsort()
+        order = margins.argsort(kind="stable")
         due = margins[order]
         latest = margins - steps * self.seconds[size]
         latest.sort()
