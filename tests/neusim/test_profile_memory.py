@@ -3,7 +3,7 @@
 import pytest
 
 from neusim import devices
-from neusim.models import load_shape
+from neusim.models import OPT_SHAPES, load_shape
 from neusim.profiling import memory
 from neusim.profiling.memory import GIB, TooLarge, free_ram, plan_memory
 from neusim.profiling.settings import TABLES, make_settings
@@ -96,3 +96,22 @@ def test_parameter_counts_are_those_of_the_published_models() -> None:
     for name, published in (("opt-125m", 125e6), ("opt-350m", 331e6), ("opt-13b", 12.85e9), ("opt-66b", 65.7e9)):
         model = load_shape(name)
         assert model.parameters(model.num_layers) == pytest.approx(published, rel=0.01)
+
+
+def test_a_model_is_spread_over_no_more_gpus_than_there_are(monkeypatch):
+    monkeypatch.setattr(devices, "gpu_names", lambda: ["NVIDIA RTX A6000"] * 2)
+    shape = OPT_SHAPES["opt-30b"]
+    devices.check_tensor_parallel(shape, 2, "cuda")
+    with pytest.raises(ValueError, match="--tp must be at most 2, the GPUs of this machine, got 4"):
+        devices.check_tensor_parallel(shape, 4, "cuda")
+    with pytest.raises(ValueError, match="--tp must divide the 56 heads of opt-30b, got 3"):
+        devices.check_tensor_parallel(shape, 3, "cuda")
+
+
+def test_kv_blocks_are_what_the_weights_leave_of_nine_tenths_of_the_memory():
+    """opt-13b in 2 bytes an element: a block of 16 tokens takes 2 · 40 · 5120 · 2 · 16 bytes."""
+    shape = OPT_SHAPES["opt-13b"]
+    block = 2 * 40 * 5120 * 2 * 16
+    memory = (shape.num_parameters * 2 + 10.5 * block) / 0.9
+    assert shape.kv_blocks(memory, 2) == 10
+    assert shape.kv_blocks(1e9, 2) == 0
