@@ -91,9 +91,10 @@ class SlackLoop:
         rejected: list[Rejection] = []
         last: dict[str, list[tuple[float, Request]]] = {}
         loops: dict[str, list[Job]] = {}
-        handover, seconds, ways = self.handover, self.seconds, self._ways
+        handover, ways = self.handover, self._ways
         # Where modules have processes of their own, a step's time says more about the others than the table.
         drift = {} if handover else limits.drift
+        pace = {loop: (seconds[1], drift.get(loop, 1.0)) for loop, seconds in self.seconds.items()}
         for module in streams.modules:
             for request in streams[module]:
                 route = request.route
@@ -110,20 +111,20 @@ class SlackLoop:
                         last.setdefault(module, []).append((margin - after, request))
                     continue
                 left = request.left[at]
-                slowness = drift.get(loop, 1.0)
-                alone = left * seconds[loop][1] * min(slowness, 1.0)
-                if margin - after < alone:
-                    rejected.append(self._hopeless(request, now, before + alone + after))
+                step, slowness = pace[loop]
+                margin -= after
+                alone = left * step
+                if margin < (alone if slowness >= 1.0 else alone * slowness):
+                    rejected.append(self._hopeless(request, now, before + alone * min(slowness, 1.0) + after))
                     continue
                 tail = after
                 if handover:
-                    contended = self._contended(way, streams)
-                    margin, tail = margin - contended, contended - after
-                else:
-                    margin -= after
-                # A slower device is like tighter margins.
-                margin /= slowness
-                margin -= RESERVE * max(margin - left * seconds[loop][1], 0.0)
+                    tail = self._contended(way, streams) - after
+                    margin -= tail
+                if slowness != 1.0:  # a slower device is like tighter margins
+                    margin /= slowness
+                if margin > alone:
+                    margin -= RESERVE * (margin - alone)
                 job = Job(request, left, margin, (before + tail) / slowness, route[at].visits)
                 if loop in loops:
                     loops[loop].append(job)
