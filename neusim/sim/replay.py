@@ -139,13 +139,7 @@ def read_run(folder: Path, tables: Path) -> RealRun:
     else:
         table = find_table(tables, summary["table_device"], summary["model"])
     settings = len(summary["settings"])
-    records: list[list[dict[str, Any]]] = [[] for _ in range(settings)]
-    for number, line in enumerate(_read(folder / "requests.jsonl").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            records[record["setting"]].append(record)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{folder / 'requests.jsonl'}:{number}: {type(error).__name__} {error}") from error
+    records = _by_setting(folder / "requests.jsonl", settings)
     steps = read_steps(folder / "steps.jsonl", table, settings)
     return RealRun(folder, summary, tuple(tuple(group) for group in records), table, steps)
 
@@ -157,14 +151,8 @@ def read_steps(path: Path, table: LatencyTable, num_settings: int) -> tuple[Step
     measures the module alone, so all of the scheduling does. Raises ValueError naming a damaged line.
     """
     key = "decision_seconds" if is_llm(table) else "schedule_seconds"
-    steps: list[list[dict[str, Any]]] = [[] for _ in range(num_settings)]
-    for number, line in enumerate(_read(path).splitlines() if path.is_file() else (), start=1):
-        try:
-            step = json.loads(line)
-            steps[step["setting"]].append(step | {"deciding": step.get(key) or 0.0})
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: {type(error).__name__} {error}") from error
-    return tuple(step_times(group) for group in steps)
+    groups = _by_setting(path, num_settings) if path.is_file() else [[]] * num_settings
+    return tuple(step_times([step | {"deciding": step.get(key) or 0.0} for step in group]) for group in groups)
 
 
 def step_times(steps: Sequence[dict[str, Any]]) -> StepTimes:
@@ -201,6 +189,18 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _by_setting(path: Path, num_settings: int) -> list[list[dict[str, Any]]]:
+    """The records of a file of JSON lines, by the setting that each names. Raises ValueError naming a damaged line."""
+    groups: list[list[dict[str, Any]]] = [[] for _ in range(num_settings)]
+    for number, line in enumerate(_read(path).splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            groups[record["setting"]].append(record)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: {type(error).__name__} {error}") from error
+    return groups
 
 
 def _read_json(path: Path) -> dict[str, Any]:
