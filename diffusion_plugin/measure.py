@@ -61,7 +61,6 @@ class ModuleTimer:
         self.executor.add(job)
         self.jobs.append(job)
 
-
     def warm_up(self, sizes: Sequence[int] = (1, 2, 4, 8, 16)) -> None:
         """Run every module at these batch sizes, so that costs of first use are paid before any request."""
         for module in self.pipeline.modules:

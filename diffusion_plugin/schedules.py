@@ -60,9 +60,7 @@ class Schedule:
         return int(self.rows.shape[0])
 
 
-def build_schedule(
-    kind: str, steps: int, config: Mapping[str, Any], *, learned_variance: bool = False
-) -> Schedule:
+def build_schedule(kind: str, steps: int, config: Mapping[str, Any], *, learned_variance: bool = False) -> Schedule:
     """The rows of `steps` steps of `kind` (ddpm, ddim, euler) for a scheduler of that `config`.
 
     With `learned_variance`, a DDPM step takes its variance from the network, between the two analytic bounds.

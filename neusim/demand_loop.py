@@ -103,9 +103,7 @@ def loop_demands(
     return eligible, [Demand(until, seconds)] if len(until) else []
 
 
-def _work(
-    visits: Floats, budget: Floats, seats: NDArray[np.int_], room: Floats, price: Floats, cost: Floats
-) -> Floats:
+def _work(visits: Floats, budget: Floats, seats: NDArray[np.int_], room: Floats, price: Floats, cost: Floats) -> Floats:
     """Device seconds of `visits` within `budget` seconds, shapes (m,): the best of the bounds at each price.
 
     `seats` and `room` say, for each piece of the request's window, how large a batch can be in it and how many

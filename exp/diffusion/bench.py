@@ -105,9 +105,7 @@ class DiffusionServer:
         self.setting = setting
         self.on_step = on_step
         self.watched = Watched(make_policy(bench.policy, bench.table, slo_scale=setting["slo_scale"]))
-        self.engine = Engine(
-            bench.pipeline, bench.table, policy=self.watched, clock=time.time, on_step=self._record
-        )
+        self.engine = Engine(bench.pipeline, bench.table, policy=self.watched, clock=time.time, on_step=self._record)
         self._writer = ThreadPoolExecutor(1) if bench.save_images else None
         self._written: list[Future[None]] = []
 

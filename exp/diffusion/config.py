@@ -124,5 +124,3 @@ def default_requests(options: argparse.Namespace, rates: tuple[float, ...]) -> i
         return GPU_REQUESTS
     count = int(CPU_SECONDS / sum(1 / rate for rate in rates))
     return min(max(count, LEAST_REQUESTS), GPU_REQUESTS)
-
-

@@ -160,9 +160,7 @@ def r_squared(predict: Callable[[Shape], float], points: Points) -> float:
     return 1.0 - residual / total if total > 0 else float(residual == 0)
 
 
-def report(
-    model: LatencyModel, points: Points, held_out: Points, judge: LatencyModel | None = None
-) -> dict[str, Any]:
+def report(model: LatencyModel, points: Points, held_out: Points, judge: LatencyModel | None = None) -> dict[str, Any]:
     """How good a fit is: R² on the points it was made from, relative errors on those it has not seen.
 
     `judge` stands in for the model on the held-out points, where those went into the model after all.

@@ -136,9 +136,7 @@ def _table(
     return LatencyTable(settings.name, settings.slug, {"prefill": prefill, "decode": decode}, info)
 
 
-def _full_depth(
-    model: OptShape, plan: MemoryPlan, points: list[Point], visits: Visits[Point]
-) -> dict[Point, float]:
+def _full_depth(model: OptShape, plan: MemoryPlan, points: list[Point], visits: Visits[Point]) -> dict[Point, float]:
     """Seconds of each point at the model's full depth; points never timed undisturbed are left out if others remain."""
     depths = plan.layers or (model.num_layers,)
     by_depth = [trusted({point: visits[point.at(depth)] for point in points}) for depth in depths]

@@ -166,8 +166,6 @@ def test_when_the_client_dies_its_requests_can_be_withdrawn_and_their_slots_are_
         with pytest.raises(ClientDied):
             pump(engine, client)
     ended = engine.abort_all("the client is gone")
-    assert [(job.request.outcome, job.request.reason) for job in ended] == [
-        (Outcome.ABORTED, "the client is gone")
-    ] * 4
+    assert [(job.request.outcome, job.request.reason) for job in ended] == [(Outcome.ABORTED, "the client is gone")] * 4
     engine.check_integrity()
     assert engine.executor.state.pool.num_taken == 0

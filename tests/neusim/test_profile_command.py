@@ -42,6 +42,7 @@ def tiny(tmp_path: Path) -> Path:
 
 # How it is called
 
+
 @pytest.mark.parametrize(
     ("arguments", "folder"),
     [
