@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that is tested: ruff, mypy, pytest. Arguments go to pytest: `bash tests/run.sh tests/neustream -k slack`.
-# All three run even if one fails; the exit code is non-zero if any did.
+# Everything that is tested: ruff (rules and format), mypy, pytest. All run even if one fails; the exit code is non-zero
+# if any did. Arguments go to pytest: `bash tests/run.sh tests/neustream -k slack`.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -12,6 +12,7 @@ verdict() { [ "$1" -eq 0 ] && echo passed || echo FAILED; }
 echo "=== ruff"
 $python -m ruff check .
 ruff=$?
+$python -m ruff format --check . || ruff=1
 
 echo "=== mypy"
 $python -m mypy
