@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from neustream import POLICIES, LatencyTable, Limits, Request, ScaleSlo, Stage, Streams, make_policy
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
-from neustream.workload import llm_route, pipeline_route
+from neustream.route import llm_route, pipeline_route
 
 LLM = LatencyTable(
     "opt-bench",

@@ -25,8 +25,8 @@ from diffusion_plugin import ImageRequest, Pipeline, load_pipeline
 from diffusion_plugin.build import set_threads
 from diffusion_plugin.executor import DiffusionExecutor
 from neustream import Request, StepPlan
+from neustream.route import LOOP_MODULE, pipeline_route
 from neustream.slo import NO_DEADLINES
-from neustream.workload import LOOP_MODULE, pipeline_route
 
 
 def make_plan(pipeline: Pipeline, executor: DiffusionExecutor, batch: int, schedule: str | None) -> StepPlan:

@@ -9,7 +9,7 @@
 
 `serve(pipeline, requests)` is the same for a list of requests that all arrive now.
 
-Names are imported when they are first used: `diffusion_plugin.models` costs no torch.
+Names are imported when they are first used: `neustream.catalog.images` costs no torch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from diffusion_plugin.build import load_pipeline
     from diffusion_plugin.engine import Engine
     from diffusion_plugin.measure import quick_table
-    from diffusion_plugin.models import MODELS, ModelSpec
     from diffusion_plugin.pipelines.base import Pipeline
     from diffusion_plugin.request import ImageRequest, ImageResult
     from diffusion_plugin.server import Handle, Server, serve
+    from neustream.catalog.images import MODELS, ModelSpec
 
 __all__ = [
     "MODELS",
@@ -41,12 +41,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "MODELS": "models",
     "Engine": "engine",
     "Handle": "server",
     "ImageRequest": "request",
     "ImageResult": "request",
-    "ModelSpec": "models",
     "Pipeline": "pipelines.base",
     "Server": "server",
     "load_pipeline": "build",

@@ -11,13 +11,13 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
-from diffusion_plugin.models import VAE_SCALE, ModelSpec, model_spec
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.pipelines.dit import DitPipeline
 from diffusion_plugin.pipelines.palette import PalettePipeline
 from diffusion_plugin.pipelines.stable_diffusion import StableDiffusionPipeline
 from diffusion_plugin.request import check_size
 from diffusion_plugin.weights import load_weights, scheduler_config, weights_folder
+from neustream.catalog.images import VAE_SCALE, ModelSpec, model_spec
 
 PIPELINES: Mapping[str, type[Pipeline]] = {
     "dit": DitPipeline,

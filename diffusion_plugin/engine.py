@@ -10,10 +10,10 @@ from diffusion_plugin.executor import DiffusionExecutor
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, ImageResult, Job
 from neustream import LatencyTable, Request, StepLoop, StepPlan, StepPolicy, Streams, make_policy
-from neustream.drift import DriftMeter
+from neustream.history import DriftMeter
 from neustream.loop import Clock
 from neustream.policies.base import MAX_BATCH
-from neustream.workload import pipeline_route
+from neustream.route import pipeline_route
 
 OnStep = Callable[[StepPlan, float, float, float], None]
 

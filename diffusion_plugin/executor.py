@@ -11,7 +11,7 @@ from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import Job
 from diffusion_plugin.state import State
 from neustream import Limits, Request, StepPlan, StepResult
-from neustream.drift import DriftMeter
+from neustream.history import DriftMeter
 from neustream.policies.base import MAX_BATCH
 
 

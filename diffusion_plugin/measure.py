@@ -12,8 +12,8 @@ from diffusion_plugin.request import ImageRequest, Job
 from neustream import LatencyTable, Request, StepPlan
 from neustream.latency import BatchLatency
 from neustream.policies.base import MAX_BATCH
+from neustream.route import pipeline_route
 from neustream.slo import NO_DEADLINES
-from neustream.workload import pipeline_route
 
 QUICK_SIZES = (1, 2, 4, 8, 16, 32)
 QUICK_REPEATS = 5

@@ -13,7 +13,7 @@ from diffusion_plugin.pool import SlotPool
 from diffusion_plugin.request import ImageRequest, Job
 from diffusion_plugin.schedules import CoefficientTable
 from neustream import Request
-from neustream.workload import LOOP_MODULE
+from neustream.route import LOOP_MODULE
 
 if TYPE_CHECKING:
     from diffusion_plugin.pipelines.base import Pipeline

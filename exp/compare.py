@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exp.common import BadInput, Column, Parser, exit_code_for
-from exp.common.folder import RUNS
-from exp.common.report import format_table, number, percent, plain
+from exp.harness.folder import RUNS
+from exp.harness.report import Column, format_table, number, percent, plain
+from neustream.cli.arguments import BadInput, Parser, exit_code_for
 
 SAME = ("model", "device", "dtype", "tensor_parallel", "table_digest", "max_tokens", "requests", "prompts")
 """What two runs should share, or their figures mean different things."""

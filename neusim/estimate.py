@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # Run as a script, this folder comes first on sys.path, where profile.py would hide the standard library's.
 sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "neusim")]
 
-from neusim.estimate_llm import opt_modules  # noqa: E402
-from neusim.hardware import DEVICES, GIGA, TERA, Device, find_device  # noqa: E402
-from neusim.models import MEMORY_SHARE, OPT_SHAPES, OptShape, known_shape  # noqa: E402
-from neusim.roofline import BYTES, Roofline  # noqa: E402
+from neusim.estimating.llm import opt_modules  # noqa: E402
+from neusim.estimating.roofline import BYTES, Roofline  # noqa: E402
+from neustream.catalog import find_model  # noqa: E402
+from neustream.catalog.accelerators import ACCELERATORS, GIGA, TERA, Accelerator, find_accelerator  # noqa: E402
+from neustream.catalog.llms import MEMORY_SHARE, OptShape  # noqa: E402
 from neustream.tables import LatencyTable, save_table, table_path  # noqa: E402
 
 TABLES = ROOT / "neusim" / "tables"
@@ -33,27 +34,22 @@ def estimate(model: str, device: str, *, tp: int | None = None, dtype: str = "fl
 
     Raises ValueError for an unknown model, device or dtype, or a model that does not fit.
     """
-    hardware = find_device(device)
+    accelerator = find_accelerator(device)
     if dtype not in BYTES:
         raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(BYTES)}")
-    shape = known_shape(model)
-    if shape is not None:
-        return _estimate_llm(shape, hardware, DEFAULT_TP.get(shape.name, 1) if tp is None else tp, dtype)
-    from diffusion_plugin.models import MODELS  # with the next, needs torch
-
-    spec = MODELS.get(model)
-    if spec is None:
-        raise ValueError(f"unknown model {model!r}; there are {', '.join((*OPT_SHAPES, *MODELS))}")
+    found = find_model(model)
+    if isinstance(found, OptShape):
+        return _estimate_llm(found, accelerator, DEFAULT_TP.get(found.name, 1) if tp is None else tp, dtype)
     if tp not in (None, 1):
         raise ValueError(f"--tp is for language models; {model} runs on one device")
-    from neusim.estimate_image import image_modules
+    from neusim.estimating.image import image_modules  # needs torch
 
-    roofline = Roofline(hardware, dtype)
-    modules = image_modules(spec, roofline, dtype)
-    return LatencyTable(spec.name, hardware.name, dict(modules), describe(roofline, dtype))
+    roofline = Roofline(accelerator, dtype)
+    modules = image_modules(found, roofline, dtype)
+    return LatencyTable(found.name, accelerator.name, dict(modules), describe(roofline, dtype))
 
 
-def _estimate_llm(shape: OptShape, device: Device, tp: int, dtype: str) -> LatencyTable:
+def _estimate_llm(shape: OptShape, device: Accelerator, tp: int, dtype: str) -> LatencyTable:
     if tp < 1:
         raise ValueError(f"--tp must be at least 1, got {tp}")
     weights = shape.num_parameters * BYTES[dtype]
@@ -90,7 +86,7 @@ def describe(roofline: Roofline, dtype: str) -> dict[str, Any]:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="estimate.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", required=True, help="opt-… or an image model, such as opt-13b, sd15-512")
-    parser.add_argument("--device", required=True, help=f"one of {', '.join(DEVICES)}")
+    parser.add_argument("--device", required=True, help=f"one of {', '.join(ACCELERATORS)}")
     parser.add_argument("--tp", type=int, help="devices that share an OPT model (opt-30b: 2, opt-66b: 4, others: 1)")
     parser.add_argument("--dtype", default="float16", help=f"one of {', '.join(BYTES)} (default: float16)")
     parser.add_argument("--out", type=Path, default=TABLES, help="folder of tables (default: neusim/tables)")

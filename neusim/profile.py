@@ -17,20 +17,14 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from neusim.profiling.partial import Partial, partial_path
 from neusim.profiling.settings import DTYPES, SettingsError, make_settings
+from neusim.profiling.visits import Partial, partial_path
+from neustream.cli.arguments import Parser
 from neustream.tables import LatencyTable, save_table
 
 INTERRUPTED = 130
-
-
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -22,7 +22,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from neusim.sim.arguments import Parser, names, numbers, spread, steps_range, whole
 from neusim.sim.device import ARTIFACT_HANDOVER, Device, default_device
 from neusim.sim.report import format_rows
 from neusim.sim.run import named_policy
@@ -38,13 +37,21 @@ from neusim.sim.sweep import (
     points,
     run_sweep,
 )
+from neustream.cli.arguments import Parser, above, at_least, names, numbers, step_range, whole
 from neustream.policies import is_llm
 from neustream.slo import MS_PER_S
 from neustream.tables import LatencyTable, find_table
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "neusim" / "tables"
-HANDOVER_MS = ARTIFACT_HANDOVER * MS_PER_S
+
+
+def spread(text: str) -> float | None:
+    """An argparse type: a number, or None for `table`."""
+    try:
+        return None if text == "table" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or `table`, got {text!r}") from None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,14 +62,14 @@ def parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="which model's table")
     add("--tables", type=Path, default=TABLES, help="folder with <device>/<model>.json (default neusim/tables)")
     add("--policy", type=names, default=("neustream",), metavar="P,…", help="step policies (default neustream)")
-    add("--rate", type=numbers(0, excluded=True), metavar="R,…", help="requests/s (default: published, or capacity)")
-    add("--cv", type=numbers(0, excluded=True), metavar="C,…", help="spread of the gaps (default 2; LLM 1: Poisson)")
-    add("--slo-scale", type=numbers(1), metavar="S,…", help="image pipelines: × standalone latency (default 3)")
-    add("--pslo", type=numbers(1), metavar="S,…", help="language models: × prefill, to the first token (default 3)")
-    add("--dslo", type=numbers(1), metavar="S,…", help="language models: × decode step, per token (default 1.5)")
+    add("--rate", type=numbers(above(0)), metavar="R,…", help="requests/s (default: published, or capacity)")
+    add("--cv", type=numbers(above(0)), metavar="C,…", help="spread of the gaps (default 2; LLM 1: Poisson)")
+    add("--slo-scale", type=numbers(at_least(1)), metavar="S,…", help="pipelines: × standalone latency (default 3)")
+    add("--pslo", type=numbers(at_least(1)), metavar="S,…", help="LLMs: × prefill, to the first token (default 3)")
+    add("--dslo", type=numbers(at_least(1)), metavar="S,…", help="LLMs: × decode step, per token (default 1.5)")
     add("--requests", type=whole(1), default=500, metavar="N", help="requests per run (default 500)")
     add("--seed", type=whole(0), default=0, help="of the arrivals and prompts (default 0)")
-    add("--steps", type=steps_range, metavar="LO:HI", help="denoising steps, hi excluded (default: the model's)")
+    add("--steps", type=step_range, metavar="N|LO:HI", help="denoising steps, hi excluded (default: the model's)")
     add("--max-tokens", type=whole(1), metavar="N", help=f"output tokens of each request (default {MAX_TOKENS})")
     add("--json", type=Path, metavar="FILE", help="write a list with one object per run")
     add("--bound", action=argparse.BooleanOptionalAction, default=True, help="also what no schedule could exceed")

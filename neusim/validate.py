@@ -25,9 +25,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from neusim.sim.arguments import Parser
-from neusim.sim.reference import Comparison, compare, errors, read_results
-from neusim.sim.replay import RealRun, read_run
+from neusim.validating.reference import Comparison, compare, errors, read_results
+from neusim.validating.replay import RealRun, read_run
+from neustream.cli.arguments import Parser
 from neustream.policies import POLICIES
 from neustream.slo import MS_PER_S
 

@@ -8,7 +8,8 @@ from neustream.latency import LatencyModel, Shape
 from neustream.loop import Executor, StepLoop, StepResult, commit
 from neustream.plan import Chunk, Limits, Rejection, StepPlan
 from neustream.policies import POLICIES, StepPolicy, make_policy
-from neustream.request import Outcome, Request, Stage
+from neustream.request import Outcome, Request
+from neustream.route import Stage
 from neustream.slo import AbsoluteSlo, Deadlines, ScaleSlo, Slo, parse_slo
 from neustream.streams import Streams
 from neustream.tables import LatencyTable, TableError, load_table, save_table

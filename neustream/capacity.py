@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from neustream.latency import Shape
-from neustream.policies.base import DECODE, PREFILL
+from neustream.route import DECODE, PREFILL
 from neustream.tables import LatencyTable
 
 MAX_BATCH = 256

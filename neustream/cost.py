@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from neustream.latency import BatchLatency, Shape
 from neustream.plan import StepPlan
-from neustream.policies.base import DECODE, PREFILL, shape_of
+from neustream.request import Request
+from neustream.route import DECODE, PREFILL
 from neustream.tables import LatencyTable
+
+
+def shape_of(requests: Iterable[Request]) -> Shape:
+    """The shape of a step that runs these requests in the module that they wait for."""
+    batch = work = squares = context = 0
+    for request in requests:
+        pending = request.pending
+        batch += request.width
+        work += pending
+        squares += pending * pending
+        context += request.context * request.width
+    return Shape(batch, work, squares, context)
 
 
 def step_seconds(table: LatencyTable, plan: StepPlan) -> float:
@@ -50,3 +65,13 @@ def gpu_demand(table: LatencyTable, module: str, batch: int) -> float:
     middle = len(model.batch) // 2 if len(model.batch) > 2 else 0
     slope = (model.seconds[-1] - model.seconds[middle]) / (model.batch[-1] - model.batch[middle])
     return min(max(slope, 0.0) * batch / model.predict(Shape(batch)), 1.0)
+
+
+def remaining_alone(request: Request, table: LatencyTable) -> float:
+    """Seconds that the request still needs if nothing else runs: Σ over its stages of latency(1) × visits left."""
+    size = request.context
+    return sum(
+        table[stage.module].standalone(size)[0] * left
+        for stage, left in zip(request.route, request.left, strict=True)
+        if left
+    )

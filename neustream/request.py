@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from neustream.route import Route
 from neustream.slo import Deadlines
 
 OnMiss = Literal["reject", "demote"]
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One module on a request's way, visited `visits` times in a row (denoising steps, decode steps)."""
-
-    module: str
-    visits: int = 1
-    emits: bool = False
-    """Whether every visit delivers one output unit (a token). Otherwise only the end of the route does."""
-
-    def __post_init__(self) -> None:
-        if self.visits < 0:
-            raise ValueError(f"stage {self.module!r}: visits must be at least 0, got {self.visits}")
-
-
-Route = tuple[Stage, ...]
 
 
 class Outcome(StrEnum):
@@ -127,11 +110,6 @@ class Request:
     def pending(self) -> int:
         """Units that must be processed before the first stage is done; after a preemption, all again."""
         return self.size + self.units - self.processed
-
-    @property
-    def is_started(self) -> bool:
-        """Whether any module has run it."""
-        return self.units > 0 or self.processed > 0 or self.left[0] != self.route[0].visits or self.stage > 0
 
     @property
     def max_units(self) -> int:

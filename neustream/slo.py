@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neustream.request import Route
+    from neustream.route import Route
     from neustream.tables import LatencyTable
 
 MS_PER_S = 1000.0

@@ -14,11 +14,12 @@ import pytest
 
 from neusim.sim import Device, simulate
 from neustream import POLICIES, LatencyTable, Limits, Request, ScaleSlo, make_policy, save_table
+from neustream.cost import shape_of
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
-from neustream.policies.base import DECODE, PREFILL, shape_of
 from neustream.request import OnMiss
+from neustream.route import DECODE, PREFILL, llm_route, pipeline_route
 from neustream.testing import VirtualClock, drive, fake_loop
-from neustream.workload import gamma_arrivals, llm_route, pipeline_route, step_counts
+from neustream.workload import gamma_arrivals, step_counts
 
 Trace = list[tuple[float, str, list[str]]]
 Ends = dict[str, tuple[str, int, int]]

@@ -13,10 +13,11 @@ from typing import Any
 from vllm.core.step_policy import StepCapacity, StepDecision, StepRecord
 from vllm.sequence import SequenceGroup, SequenceStatus
 
-from neustream.drift import DriftMeter
+from neustream.history import DriftMeter
 from neustream.plan import Limits, StepPlan
-from neustream.policies.base import DECODE, PREFILL, StepPolicy
-from neustream.request import OnMiss, Outcome, Request, Stage
+from neustream.policies.base import StepPolicy
+from neustream.request import OnMiss, Outcome, Request
+from neustream.route import DECODE, PREFILL, Stage
 from neustream.slo import NO_DEADLINES, parse_slo
 from neustream.streams import Streams
 from neustream.tables import LatencyTable

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from diffusion_plugin.denoise import denoise
-from diffusion_plugin.models import ModelSpec
 from diffusion_plugin.pool import Field, SlotPool
 from diffusion_plugin.request import ImageRequest, check_size
 from diffusion_plugin.state import Batch, State
+from neustream.catalog.images import ModelSpec
 
 
 class Pipeline(ABC):

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_plugin.models import NUM_CLASSES, VAE_SCALE
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.pipelines.guidance import decode, guide
 from diffusion_plugin.pool import Field, SlotPool
 from diffusion_plugin.request import ImageRequest
 from diffusion_plugin.state import Batch, State
+from neustream.catalog.images import NUM_CLASSES, VAE_SCALE
 
 
 class DitPipeline(Pipeline):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diffusion_plugin.models import VAE_SCALE
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.pipelines.guidance import decode, guide
 from diffusion_plugin.pool import Field, SlotPool
 from diffusion_plugin.request import ImageRequest
 from diffusion_plugin.state import Batch, State
 from diffusion_plugin.tokenizer import load_tokenizer
+from neustream.catalog.images import VAE_SCALE
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -8,22 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_plugin.models import ModelSpec
-from exp.common import (
-    BadInput,
-    RunFailed,
-    RunFolder,
-    Setting,
-    create_run_folder,
-    default_rates,
-    exit_code_for,
-    goodput_columns,
-    run_settings,
-    sweep,
-)
-from exp.common.tables import profile_table, table_file, table_header
-from exp.common.versions import command_line, versions
 from exp.diffusion import config, table
+from exp.harness.folder import RunFolder, create_run_folder
+from exp.harness.report import goodput_columns
+from exp.harness.runner import run_settings
+from exp.harness.settings import Setting, default_rates, sweep
+from exp.harness.tables import profile_table, table_file, table_header
+from exp.harness.versions import command_line, versions
+from neustream.catalog.images import ModelSpec
+from neustream.cli.arguments import BadInput, RunFailed, exit_code_for
 from neustream.tables import LatencyTable
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Any
 from diffusion_plugin.engine import Engine
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, Job, to_pil
-from exp.common import Job as Message
-from exp.common import Setting
-from exp.common.runner import OnStep
+from exp.harness.client import Job as Message
+from exp.harness.runner import OnStep
+from exp.harness.settings import Setting
 from neustream import LatencyTable, Limits, Request, Shape, StepPlan, StepPolicy, Streams, make_policy
 from neustream.workload import gamma_arrivals, step_counts
 
@@ -21,7 +21,7 @@ IDLE = 0.0005
 
 
 class DiffusionBench:
-    """Implements `exp.common.Bench` on one loaded pipeline."""
+    """Implements `exp.harness.Bench` on one loaded pipeline."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Watched:
 
 
 class DiffusionServer:
-    """Serves one setting. Implements `exp.common.Server`; times are the wall clock's."""
+    """Serves one setting. Implements `exp.harness.Server`; times are the wall clock's."""
 
     def __init__(self, bench: DiffusionBench, setting: Setting, on_step: OnStep) -> None:
         self.bench = bench

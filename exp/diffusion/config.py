@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffusion_plugin.models import MODELS, ModelSpec, model_spec
-from exp.common import BadInput, Parser, above, add_common_arguments, at_least, check_policy, numbers
-from exp.common.arguments import resolve_cv, resolve_device
+from exp.harness.options import add_common_arguments, check_policy, resolve_cv, resolve_device
+from neustream.catalog.images import MODELS, ModelSpec, model_spec
+from neustream.cli.arguments import BadInput, Parser, above, at_least, numbers, step_range
 
 DEFAULT_MODEL = {"cpu": "dit-nano", "cuda": "dit-s-2-256"}
 SLO_SCALE = (3.0,)
@@ -19,7 +19,6 @@ CPU_SECONDS = 60.0
 """How long the rates may take together on a CPU; the number of requests follows from it."""
 LEAST_REQUESTS = 50
 QUICK_REQUESTS, QUICK_STEPS = 20, (8, 13)
-MAX_STEPS = 1000
 
 
 def _rates(first: float, last: float, step: float) -> tuple[float, ...]:
@@ -35,18 +34,6 @@ PAPER_RATES = {
 }
 """The paper's sweeps, in requests per second, made for an RTX 4090."""
 SD_512_H100 = _rates(0.5, 1.2, 0.1)
-
-
-def step_range(text: str) -> tuple[int, int]:
-    """An argparse type: `30` or `30:51` (the upper bound excluded) as (lowest, highest + 1)."""
-    parts = text.split(":")
-    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"expected a step count as 50, or a range as 30:51, got {text!r}")
-    low = int(parts[0])
-    high = int(parts[1]) if len(parts) == 2 else low + 1
-    if not 1 <= low < high <= MAX_STEPS + 1:
-        raise argparse.ArgumentTypeError(f"steps must be in 1…{MAX_STEPS}, the upper bound above the lower, got {text}")
-    return low, high
 
 
 def make_parser() -> Parser:

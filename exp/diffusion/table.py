@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffusion_plugin.models import ModelSpec
-from exp.common import BadInput
-from exp.common import tables as common
+from exp.harness import tables as common
 from neustream.capacity import pipeline_capacity
+from neustream.catalog.images import ModelSpec
+from neustream.cli.arguments import BadInput
+from neustream.route import LOOP_MODULE
 from neustream.tables import LatencyTable
-from neustream.workload import LOOP_MODULE
 
 
 def read_table(path: Path, options: argparse.Namespace, spec: ModelSpec) -> LatencyTable:

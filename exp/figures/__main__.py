@@ -11,12 +11,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from exp.common import BadInput, Parser, exit_code_for
-from exp.common.arguments import whole
-from exp.common.folder import ROOT
 from exp.figures.recorded import read_studies
 from exp.figures.simulated import Plan, make_plan, pick_pairs, run_plan
 from exp.figures.study import Study
+from exp.harness.folder import ROOT
+from neustream.cli.arguments import BadInput, Parser, exit_code_for, whole
 from neustream.policies import POLICIES
 from neustream.tables import TableError
 

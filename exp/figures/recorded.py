@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from exp.common.arguments import BadInput
 from exp.compare import read_summary
 from exp.figures.study import Batches, Row, Study, bin_batches
+from neustream.cli.arguments import BadInput
 
 FIGURES = ("request_goodput", "token_goodput", "slo_attainment", "seconds", "requests")
 MAIN_MODULES = ("decode", "denoise")

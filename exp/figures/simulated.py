@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exp.common.arguments import BadInput
 from exp.figures.study import Batches, Study, bin_batches
 from neusim.sim.device import default_device
 from neusim.sim.run import simulate
 from neusim.sim.sweep import MAX_TOKENS, Point, Sweep, default_rate, default_steps, num_tasks, run_sweep
 from neustream.capacity import llm_capacity, pipeline_capacity
+from neustream.cli.arguments import BadInput
 from neustream.policies import is_llm, policies_for
+from neustream.route import LOOP_MODULE
 from neustream.tables import LatencyTable, find_table
-from neustream.workload import LOOP_MODULE, MEAN_PROMPT
+from neustream.workload import MEAN_PROMPT
 
 PAIRS = (
     ("rtx4090", "dit-s-2-256"),

@@ -7,24 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from exp.common import (
-    RunFailed,
-    RunFolder,
-    Setting,
-    create_run_folder,
-    default_rates,
-    exit_code_for,
-    goodput_columns,
-    run_settings,
-    sweep,
-)
-from exp.common.tables import profile_table, table_file, table_header
-from exp.common.versions import command_line, versions
+from exp.harness.folder import RunFolder, create_run_folder
+from exp.harness.report import goodput_columns
+from exp.harness.runner import run_settings
+from exp.harness.settings import Setting, default_rates, sweep
+from exp.harness.tables import profile_table, table_file, table_header
+from exp.harness.versions import command_line, versions
 from exp.llm import config, table
 from exp.llm.bench import LlmBench, load_bench
 from exp.llm.model import Model, resolve_model
 from exp.llm.prompts import Prompts, read_prompts
 from neustream.capacity import llm_capacity
+from neustream.cli.arguments import RunFailed, exit_code_for
 from neustream.tables import LatencyTable
 
 

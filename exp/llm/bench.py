@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exp.common import Job, Setting
-from exp.common.runner import OnStep
+from exp.harness.client import Job
+from exp.harness.runner import OnStep
+from exp.harness.settings import Setting
 from exp.llm.config import STOCK
 from exp.llm.engine import LlmServer, load_engine, warm_up
 from exp.llm.ledger import Ledger
@@ -24,7 +25,7 @@ def slo_of(setting: Setting, absolute: dict[str, float] | None) -> dict[str, flo
 
 
 class LlmBench:
-    """Implements `exp.common.Bench` on vLLM."""
+    """Implements `exp.harness.Bench` on vLLM."""
 
     def __init__(
         self,

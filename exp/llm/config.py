@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from exp.common import BadInput, Parser, add_common_arguments, at_least, check_policy, numbers, whole
-from exp.common.arguments import parse_goodput, resolve_cv, resolve_device
-from exp.common.settings import LOADS
+from exp.harness.options import add_common_arguments, check_policy, resolve_cv, resolve_device
+from exp.harness.settings import LOADS
 from exp.llm.model import Model
-from neusim.devices import check_tensor_parallel
+from neustream.catalog.machine import check_tensor_parallel
+from neustream.cli.arguments import BadInput, Parser, at_least, numbers, parse_goodput, whole
 from neustream.slo import parse_slo
 
 STOCK = "vllm"

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from exp.common import RunFailed
-from exp.common.runner import OnStep
+from exp.harness.runner import OnStep
 from exp.llm.ledger import Ledger
 from exp.llm.model import Model
+from neustream.cli.arguments import RunFailed
 from neustream.request import Request
 
 FACTORY = "vllm_patch.factory:build"

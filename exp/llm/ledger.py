@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from neustream.cost import shape_of
 from neustream.latency import Shape
-from neustream.policies.base import shape_of
 from neustream.request import Outcome, Request
+from neustream.route import llm_route
 from neustream.slo import Slo
 from neustream.tables import LatencyTable
-from neustream.workload import llm_route
 
 TOLERANCE = 1e-6
 """Seconds by which two sums of the same deadline may differ."""

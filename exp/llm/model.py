@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from exp.common import BadInput
-from neusim.models import OptShape, known_shape, load_shape
+from neustream.catalog.llms import OptShape, known_shape, load_shape
+from neustream.cli.arguments import BadInput
 
 
 @dataclass(frozen=True, slots=True)

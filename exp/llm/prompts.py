@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from exp.common import BadInput
 from exp.llm.model import Model
+from neustream.cli.arguments import BadInput
 from neustream.workload import MAX_PROMPT, prompt_lengths
 
 FIRST_TOKEN = 4

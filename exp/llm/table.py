@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from exp.common import BadInput
-from exp.common import tables as common
+from exp.harness import tables as common
 from exp.llm.model import Model
+from neustream.cli.arguments import BadInput
 from neustream.latency import Shape
-from neustream.policies import DECODE, is_llm
+from neustream.policies import is_llm
+from neustream.route import DECODE
 from neustream.tables import LatencyTable
 
 DEFAULT_DSLO = 1.5

@@ -12,13 +12,13 @@ from pathlib import Path
 from statistics import median
 from tempfile import gettempdir
 
-from neusim.profiling.engine import EngineTimer, load_engine
-from neusim.profiling.layers import extrapolate
+from neusim.profiling.depth import extrapolate
+from neusim.profiling.grid import Point, llm_points
 from neusim.profiling.llm import check
 from neusim.profiling.measure import measure, trusted
-from neusim.profiling.partial import Partial
-from neusim.profiling.points import Point, llm_points
 from neusim.profiling.settings import SettingsError, make_settings, parse_layers
+from neusim.profiling.visits import Partial
+from neusim.profiling.vllm_timer import EngineTimer, load_engine
 
 SECONDS = 4.0
 """What a point may take: more than in a quick profile, since single points are judged here."""

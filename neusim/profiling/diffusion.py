@@ -7,17 +7,15 @@ from datetime import date
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffusion_plugin.models import MODELS, model_spec
 from neusim.profiling.fit import fit_batch
 from neusim.profiling.measure import Visits, disturbed, measure, medians, spread
-from neusim.profiling.partial import Partial, partial_path
 from neusim.profiling.settings import Settings, SettingsError
+from neusim.profiling.visits import Partial, partial_path
+from neustream.catalog.images import MODELS
 from neustream.tables import LatencyTable
 
 if TYPE_CHECKING:
     from diffusion_plugin.measure import ModuleTimer
-
-__all__ = ["names", "profile"]
 
 FULL_SIZES = (*range(1, 17), *range(18, 33, 2), *range(36, 65, 4))
 QUICK_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -38,11 +36,6 @@ class Point(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.module} at {self.batch}"
-
-
-def names(model: str) -> str | None:
-    """The table's name for this model. Raises ValueError, naming the known ones, for any other."""
-    return model_spec(model).name
 
 
 def profile(settings: Settings) -> LatencyTable:

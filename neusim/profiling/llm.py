@@ -5,21 +5,18 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
-from neusim.devices import check_tensor_parallel, cpu_flags, free_gpu_bytes
-from neusim.models import OptShape, load_shape
-from neusim.models import opt_name as names
-from neusim.profiling.engine import EngineTimer, load_engine, num_threads, versions
+from neusim.profiling.depth import extrapolate
 from neusim.profiling.fit import fit_decode, fit_prefill
-from neusim.profiling.layers import extrapolate
+from neusim.profiling.grid import CONTEXT_TOKENS, STEP_TOKENS, Point, llm_points
 from neusim.profiling.measure import Visits, disturbed, measure, spread, trusted
 from neusim.profiling.memory import MemoryPlan, TooLarge, free_ram, plan_memory
-from neusim.profiling.partial import Partial, partial_path
-from neusim.profiling.points import CONTEXT_TOKENS, STEP_TOKENS, Point, llm_points
 from neusim.profiling.settings import Settings, SettingsError
+from neusim.profiling.visits import Partial, partial_path
+from neusim.profiling.vllm_timer import EngineTimer, load_engine, num_threads, versions
+from neustream.catalog.llms import OptShape, load_shape
+from neustream.catalog.machine import check_tensor_parallel, cpu_flags, free_gpu_bytes
 from neustream.latency import Shape
 from neustream.tables import LatencyTable
-
-__all__ = ["check", "names", "profile"]
 
 QUICK_REPEATS, FULL_REPEATS = 5, 9
 QUICK_SECONDS, FULL_SECONDS = 1.0, 10.0

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from neusim.profiling.calm import CALM, Visit, believed, waited_seconds
-from neusim.profiling.partial import Partial
+from neusim.profiling.visits import CALM, Partial, Visit, believed
+from neustream.cli.disturbance import waited_seconds
 
 P = TypeVar("P", bound=Hashable)
 Visits = Mapping[P, Sequence[Visit]]

@@ -1,11 +1,6 @@
 """Which module profiles a model of a given name.
 
-A profiler is a module with two functions:
-
-    names(model: str) -> str | None
-        The table's name for this model (`dit-nano`), or None if it is not of this module's kind. Imports no
-        framework and loads nothing. May raise ValueError with one line, where the name is of its kind but wrong
-        (a local folder that holds something else).
+A profiler is a module with one function:
 
     profile(settings: Settings) -> LatencyTable
         Measures on `settings.device` and returns the table: `model` is `settings.name`, `device` is
@@ -33,9 +28,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from neusim.models import KNOWN, opt_name
-
-DIFFUSION_PREFIXES = ("dit-", "sd-", "sd15", "palette-")
+from neustream.catalog import OptShape, find_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +45,6 @@ class Target:
 
 def find_target(model: str) -> Target:
     """The profiler of `model`. Raises ValueError, one line, where there is none."""
-    if model.startswith(DIFFUSION_PREFIXES):
-        return _diffusion_target(model)
-    name = opt_name(model)
-    if name is not None:
-        return Target(name, "neusim.profiling.llm")
-    raise ValueError(f"unknown model {model!r}; there are {KNOWN}; image pipelines: dit-…, sd-…, palette-…")
-
-
-def _diffusion_target(model: str) -> Target:
-    module = "neusim.profiling.diffusion"
-    try:
-        name = importlib.import_module(module).names(model)
-    except ImportError as error:
-        message = f"{model} is an image pipeline, and what profiles those cannot be imported: {error}"
-        raise ValueError(message) from error
-    if name is None:
-        raise ValueError(f"unknown image pipeline {model!r}")
-    return Target(name, module)
+    found = find_model(model)
+    kind = "llm" if isinstance(found, OptShape) else "diffusion"
+    return Target(found.name, f"neusim.profiling.{kind}")

@@ -6,8 +6,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from neusim.devices import DEVICES, device_slug, local_device
 from neusim.profiling.registry import Target, find_target
+from neustream.catalog.machine import DEVICES, device_slug, local_device
 
 TABLES = Path(__file__).resolve().parent.parent / "tables"
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from neusim.hardware import DEVICES
-from neusim.models import KV_BLOCK, known_shape
-from neusim.roofline import BYTES
+from neusim.estimating.roofline import BYTES
+from neustream.catalog.accelerators import ACCELERATORS
+from neustream.catalog.llms import KV_BLOCK, known_shape
 from neustream.policies import is_llm
 from neustream.tables import LatencyTable
 
@@ -102,9 +102,9 @@ def kv_blocks(table: LatencyTable) -> int | None:
     if isinstance(known, int) and known > 0:
         return known
     shape = known_shape(table.model)
-    hardware = DEVICES.get(table.device)
+    accelerator = ACCELERATORS.get(table.device)
     width = BYTES.get(str(table.info.get("dtype", "float16")))
-    if shape is None or hardware is None or width is None:
+    if shape is None or accelerator is None or width is None:
         return None
     devices = int(table.info.get("tensor_parallel", 1))
-    return shape.kv_blocks(hardware.memory_bytes * devices, width) or None
+    return shape.kv_blocks(accelerator.memory_bytes * devices, width) or None

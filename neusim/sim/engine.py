@@ -17,7 +17,7 @@ from neusim.sim.events import EventQueue, Priority
 from neusim.sim.memory import KvMemory
 from neusim.sim.process import Process, ProcessStreams, RunningStep
 from neustream.cost import gpu_demand, step_seconds
-from neustream.drift import DriftMeter
+from neustream.history import DriftMeter
 from neustream.loop import DONE, commit, reject
 from neustream.plan import UNLIMITED, Limits, StepPlan
 from neustream.policies import StepPolicy, is_llm

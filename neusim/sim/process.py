@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from neusim.sim.memory import KvMemory
-from neustream.drift import DriftMeter
+from neustream.history import DriftMeter
 from neustream.plan import Limits, StepPlan
-from neustream.policies import DECODE, StepPolicy
+from neustream.policies import StepPolicy
 from neustream.request import Request
+from neustream.route import DECODE
 from neustream.streams import Streams
 
 

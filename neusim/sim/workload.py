@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from neustream.request import Request
+from neustream.route import llm_route, pipeline_route
 from neustream.slo import Slo
 from neustream.tables import LatencyTable
-from neustream.workload import gamma_arrivals, llm_route, pipeline_route, prompt_lengths, step_counts
+from neustream.workload import gamma_arrivals, prompt_lengths, step_counts
 
 
 class Workload(Protocol):

@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neustream.policies.base import DECODE, PREFILL, StepPolicy
+from neustream.policies.base import StepPolicy
 from neustream.policies.chunked import Chunked
 from neustream.policies.clockwork import Clockwork
 from neustream.policies.demotion import WithDemotion
 from neustream.policies.fcfs import Fcfs
-from neustream.policies.first_in import FirstIn
+from neustream.policies.fcfs_loop import FirstIn
 from neustream.policies.neustream_llm import NeuStreamLlm
 from neustream.policies.neustream_loop import NeuStreamLoop
-from neustream.policies.slack_llm import SlackLlm
-from neustream.policies.slack_loop import SlackLoop
+from neustream.policies.slack.llm import SlackLlm
+from neustream.policies.slack.loop import SlackLoop
+from neustream.route import DECODE, PREFILL
 from neustream.tables import LatencyTable
 
 __all__ = ["DECODE", "POLICIES", "PREFILL", "Entry", "StepPolicy", "is_llm", "make_policy", "policies_for"]

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from neustream.latency import Shape
 from neustream.plan import Limits, StepPlan
 from neustream.request import Request
 from neustream.streams import Streams
-from neustream.tables import LatencyTable
 
-PREFILL = "prefill"
-DECODE = "decode"
 MAX_BATCH = 64
 """Requests of a pipeline in one step: larger batches are never planned, whatever the table covers."""
 
@@ -23,18 +19,6 @@ class StepPolicy(Protocol):
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
         """The next step of a device whose streams and limits are these, at time `now` in seconds."""
         ...
-
-
-def shape_of(requests: Iterable[Request]) -> Shape:
-    """The shape of a step that runs these requests in the module that they wait for."""
-    batch = work = squares = context = 0
-    for request in requests:
-        pending = request.pending
-        batch += request.width
-        work += pending
-        squares += pending * pending
-        context += request.context * request.width
-    return Shape(batch, work, squares, context)
 
 
 def num_fitting(waiting: Sequence[Request], num_running: int, limits: Limits) -> int:
@@ -59,13 +43,3 @@ def num_fitting(waiting: Sequence[Request], num_running: int, limits: Limits) ->
 def seats_taken(running: Iterable[Request]) -> int:
     """Seats of the requests that are past their first stage."""
     return sum(request.width for request in running)
-
-
-def remaining_alone(request: Request, table: LatencyTable) -> float:
-    """Seconds that the request still needs if nothing else runs: Σ over its stages of latency(1) × visits left."""
-    size = request.context
-    return sum(
-        table[stage.module].standalone(size)[0] * left
-        for stage, left in zip(request.route, request.left, strict=True)
-        if left
-    )

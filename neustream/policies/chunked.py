@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from neustream.plan import IDLE, Chunk, Limits, StepPlan
-from neustream.policies.base import DECODE, PREFILL, seats_taken
+from neustream.policies.base import seats_taken
+from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
 

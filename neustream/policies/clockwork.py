@@ -6,7 +6,8 @@ from functools import lru_cache
 
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.request import Request, Route
+from neustream.request import Request
+from neustream.route import Route
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
 

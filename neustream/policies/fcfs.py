@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from neustream.plan import IDLE, Limits, StepPlan
-from neustream.policies.base import DECODE, PREFILL, num_fitting, seats_taken
+from neustream.policies.base import num_fitting, seats_taken
+from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
 
 

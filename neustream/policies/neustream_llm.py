@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+from neustream.cost import shape_of
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.policies.base import DECODE, PREFILL, num_fitting, shape_of
+from neustream.policies.base import num_fitting
 from neustream.request import Request
+from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from neustream.cost import remaining_alone
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.policies.base import MAX_BATCH, remaining_alone
+from neustream.policies.base import MAX_BATCH
 from neustream.request import Request
 from neustream.streams import Streams
 from neustream.tables import LatencyTable

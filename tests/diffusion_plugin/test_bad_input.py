@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffusion_plugin import ImageRequest, load_pipeline
-from diffusion_plugin.models import model_spec
 from diffusion_plugin.pipelines.base import Pipeline
+from neustream.catalog.images import model_spec
 
 
 def refusal(action: Any) -> str:

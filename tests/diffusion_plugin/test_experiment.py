@@ -14,10 +14,10 @@ from image_helpers import flat_table
 from PIL import Image
 
 from diffusion_plugin.pipelines.base import Pipeline
-from exp.common import Setting
 from exp.diffusion.__main__ import main
 from exp.diffusion.bench import DiffusionBench
 from exp.diffusion.config import step_range
+from exp.harness.settings import Setting
 from neusim.profiling.settings import SettingsError, make_settings
 from neustream.tables import load_table, save_table
 
@@ -182,7 +182,7 @@ def test_the_profiler_stops_at_the_batch_that_memory_does_not_hold() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "dit-huge"}, "unknown model 'dit-huge'; there are dit-s-2-256"),
+        ({"model": "dit-huge"}, "unknown model 'dit-huge'; there are opt-125m"),
         ({"tp": 2}, "an image pipeline runs on one device: --tp must be 1, got 2"),
         ({"layers": "1,2"}, "--layers is for language models"),
         ({"dtype": "float16"}, "dtype float16 is not to be had on a CPU"),

@@ -10,8 +10,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 from diffusion_plugin.denoise import log_variance
-from diffusion_plugin.models import CLIPPED, LINEAR, SCALED
 from diffusion_plugin.schedules import CoefficientTable, Column, Schedule, build_schedule
+from neustream.catalog.images import CLIPPED, LINEAR, SCALED
 
 SHAPE = (1, 2, 4, 4)
 OUTPUTS = [torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(30)]

@@ -13,8 +13,8 @@ from image_helpers import flat_table, image_alone, make_engine
 from diffusion_plugin import ImageRequest, Server, load_pipeline, quick_table, serve
 from diffusion_plugin.engine import Engine
 from diffusion_plugin.pipelines.base import Pipeline
-from exp.common.client import Client, ClientDied
-from exp.common.client import Job as Message
+from exp.harness.client import Client, ClientDied
+from exp.harness.client import Job as Message
 from neustream import Outcome, StepPlan
 from neustream.policies import make_policy
 

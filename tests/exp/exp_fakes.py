@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from exp.common import Job, Setting
-from exp.common.runner import OnStep
+from exp.harness.client import Job
+from exp.harness.runner import OnStep
+from exp.harness.settings import Setting
 from neustream import Deadlines, Outcome, Request, Stage
 
 

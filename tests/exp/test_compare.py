@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from exp.common import BadInput
 from exp.compare import compare, match, read_summary
+from neustream.cli.arguments import BadInput
 
 
 def summary(policy: str, goodput: float, **changes: Any) -> dict[str, Any]:

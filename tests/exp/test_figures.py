@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exp.common import BadInput
 from exp.figures.__main__ import main
 from exp.figures.draw import BOUND, OTHERS, STYLES, draw_batches, draw_goodput, style_of
 from exp.figures.recorded import read_studies
 from exp.figures.simulated import batch_policies, make_plan, pick_pairs, run_plan
 from exp.figures.study import BINS, Study, bin_batches
 from neustream import LatencyTable, save_table
+from neustream.cli.arguments import BadInput
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 
 DIT = LatencyTable(

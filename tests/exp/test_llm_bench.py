@@ -10,8 +10,10 @@ import pytest
 from exp_fakes import send_signal
 from fake_vllm import TABLE, FakeVllm
 
-from exp.common import Setting, create_run_folder, goodput_columns, run_settings, sweep
-from exp.common.runner import OnStep
+from exp.harness.folder import create_run_folder
+from exp.harness.report import goodput_columns
+from exp.harness.runner import OnStep, run_settings
+from exp.harness.settings import Setting, sweep
 from exp.llm.bench import LlmBench
 from exp.llm.engine import LlmServer
 from exp.llm.prompts import Prompts

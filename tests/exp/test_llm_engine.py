@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_vllm import TABLE
 
-from neusim.models import OptShape
+from neustream.catalog.llms import OptShape
 from neustream.tables import LatencyTable, save_table
 
 pytest.importorskip("vllm")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from exp.common import BadInput
 from exp.llm.model import Model, resolve_model
 from exp.llm.prompts import Prompts, read_prompts
-from neusim.models import OptShape
+from neustream.catalog.llms import OptShape
+from neustream.cli.arguments import BadInput
 
 MODEL = resolve_model("facebook/opt-125m")
 

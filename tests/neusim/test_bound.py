@@ -13,7 +13,7 @@ from neusim.bound import request_bound
 from neusim.sim import Device, LlmWorkload, PipelineWorkload, simulate
 from neustream import AbsoluteSlo, Deadlines, LatencyTable, Request, ScaleSlo, Shape, Stage
 from neustream.latency import BatchLatency, ContextLatency, LatencyModel, TokensLatency
-from neustream.workload import llm_route, pipeline_route
+from neustream.route import llm_route, pipeline_route
 from tests.neusim.brute_force import serve_images, serve_text
 
 DIT = LatencyTable(
@@ -79,7 +79,7 @@ def test_tokens_that_are_due_early_count_as_early_demand(ttft: float, served: in
 def test_a_workload_is_the_sum_of_its_parts_when_it_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     windows = [(10.0 * i, 10.0 * i + 2.5) for i in range(8)]
     whole = request_bound(images(*windows), DIT)
-    monkeypatch.setattr("neusim.bound.MAX_REQUESTS", 3)
+    monkeypatch.setattr("neusim.bound.program.MAX_REQUESTS", 3)
     assert request_bound(images(*windows), DIT) == whole == 8
 
 

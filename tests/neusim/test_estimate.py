@@ -12,16 +12,16 @@ import pytest
 
 from neusim import estimate as estimating
 from neusim.estimate import ROOT, TABLES, main
-from neusim.estimate_llm import OptCost
-from neusim.hardware import DEVICES
-from neusim.models import OPT_SHAPES
-from neusim.roofline import Assumptions, Kernel, Roofline, product
+from neusim.estimating.llm import OptCost
+from neusim.estimating.roofline import Assumptions, Kernel, Roofline, product
 from neustream import LatencyTable, Shape, load_table
+from neustream.catalog.accelerators import ACCELERATORS
+from neustream.catalog.llms import OPT_SHAPES
 from neustream.tables import find_table
 
 REFERENCE = Path(os.environ.get("NEUSTREAM_REFERENCE") or ROOT.parent / "shared" / "reference")
 estimate = functools.cache(estimating.estimate)
-A6000 = DEVICES["a6000"]
+A6000 = ACCELERATORS["a6000"]
 IDEAL = Assumptions(matmul_efficiency=1.0, memory_efficiency=1.0, link_efficiency=1.0, kernel_floor_s=0.0)
 
 
@@ -78,9 +78,9 @@ def test_more_devices_are_faster_and_a_faster_device_is_too() -> None:
 
 def test_kernels_of_a_larger_batch_follow_from_small_ones() -> None:
     torch = pytest.importorskip("torch")
-    from diffusion_plugin.models import MODELS
-    from neusim import estimate_image
-    from neusim.kernel_trace import trace
+    from neusim.estimating import image as estimate_image
+    from neusim.estimating.kernels import trace
+    from neustream.catalog.images import MODELS
 
     spec = MODELS["dit-nano"]
     part = estimate_image.trace_on_meta(spec, "denoise", torch.float16)
@@ -92,8 +92,8 @@ def test_kernels_of_a_larger_batch_follow_from_small_ones() -> None:
 
 def test_a_traced_network_has_the_published_operations() -> None:
     torch = pytest.importorskip("torch")
-    from diffusion_plugin.models import MODELS
-    from neusim import estimate_image
+    from neusim.estimating import image as estimate_image
+    from neustream.catalog.images import MODELS
 
     kernels = estimate_image.trace_on_meta(MODELS["dit-s-2-256"], "denoise", torch.float16).kernels(1)
     published = 2 * 6.06e9  # multiply-adds of one DiT-S/2 pass at 256 × 256 (Peebles & Xie, table 4)
@@ -166,7 +166,7 @@ SHIPPED = [
 def test_the_tables_that_ship_rest_on_the_assumptions_of_today(device: str, model: str) -> None:
     shipped = load_table(TABLES / device / f"{model}.estimated.json", model=model)
     tp = shipped.info.get("tensor_parallel", 1)
-    today = estimating.describe(Roofline(DEVICES[device], "float16", tp=tp), "float16")
+    today = estimating.describe(Roofline(ACCELERATORS[device], "float16", tp=tp), "float16")
     assert {key: shipped.info[key] for key in today} == today
     assert shipped.device == device
 

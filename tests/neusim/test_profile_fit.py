@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from neusim.profiling.depth import extrapolate, to_full_depth
 from neusim.profiling.fit import fit_batch, fit_decode, fit_prefill, prefill_grid, rising, solve
-from neusim.profiling.layers import extrapolate, to_full_depth
-from neusim.profiling.points import FULL_PREFILL, QUICK_PREFILL, Point, llm_points
+from neusim.profiling.grid import FULL_PREFILL, QUICK_PREFILL, Point, llm_points
 from neustream.latency import Shape
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from neusim.profiling.calm import Visit, believed, waited_seconds
 from neusim.profiling.measure import disturbed, measure, medians, spread, trusted
-from neusim.profiling.partial import Partial, partial_path
+from neusim.profiling.visits import Partial, Visit, believed, partial_path
+from neustream.cli.disturbance import waited_seconds
 
 SETTINGS = {"model": "tiny", "layers": (2, 4)}
 BARE_NUMBER = '{"settings": {"model": "tiny", "layers": [2, 4]}, "visits": {"1": [3]}}'

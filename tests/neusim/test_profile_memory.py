@@ -2,11 +2,11 @@
 
 import pytest
 
-from neusim import devices
-from neusim.models import OPT_SHAPES, load_shape
 from neusim.profiling import memory
 from neusim.profiling.memory import GIB, TooLarge, free_ram, plan_memory
 from neusim.profiling.settings import TABLES, make_settings
+from neustream.catalog import machine as devices
+from neustream.catalog.llms import OPT_SHAPES, load_shape
 
 
 def test_tables_lie_by_device_and_model_and_tensor_parallelism() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from neusim.sim.reference import Comparison, compare, errors, read_results
 from neusim.validate import main
+from neusim.validating.reference import Comparison, compare, errors, read_results
 from neustream import LatencyTable, TableError, save_table
 from neustream.latency import BatchLatency
 from neustream.tables import table_path

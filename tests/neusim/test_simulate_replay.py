@@ -12,7 +12,7 @@ import pytest
 from neusim import validate
 from neusim.sim import Device, LlmWorkload, PipelineWorkload, Workload, simulate
 from neusim.sim.device import Slowness
-from neusim.sim.replay import StepTimes, read_run, read_steps
+from neusim.validating.replay import StepTimes, read_run, read_steps
 from neustream import LatencyTable, Request, parse_slo, save_table
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.records import JsonLines, request_record

@@ -12,7 +12,7 @@ from neustream import Chunk, Deadlines, LatencyTable, Limits, Outcome, Request, 
 from neustream.cost import gpu_demand, step_seconds
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.plan import IDLE
-from neustream.workload import llm_route, pipeline_route
+from neustream.route import llm_route, pipeline_route
 
 DIT = LatencyTable(
     "dit-hand",

@@ -8,9 +8,9 @@ from neustream import LatencyTable, Limits, Outcome, Request, Streams, make_poli
 from neustream.latency import ContextLatency, TokensLatency
 from neustream.plan import StepPlan
 from neustream.policies.chunked import Chunked
+from neustream.route import llm_route
 from neustream.slo import NO_DEADLINES
 from neustream.testing import fake_loop
-from neustream.workload import llm_route
 
 
 @pytest.fixture

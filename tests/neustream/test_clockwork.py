@@ -6,9 +6,9 @@ import pytest
 
 from neustream import Deadlines, LatencyTable, Limits, Request, make_policy
 from neustream.policies.clockwork import Clockwork
+from neustream.route import pipeline_route
 from neustream.streams import Streams
 from neustream.testing import drive, fake_loop
-from neustream.workload import pipeline_route
 
 
 def image(name: str, arrival: float, steps: int, due: float) -> Request:

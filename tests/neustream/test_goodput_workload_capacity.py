@@ -12,8 +12,9 @@ from neustream import Outcome, Request
 from neustream.capacity import llm_capacity, pipeline_capacity
 from neustream.goodput import SAMPLES, GoodputCounter, Reservoir
 from neustream.records import JsonLines, request_record
+from neustream.route import llm_route, pipeline_route
 from neustream.slo import NO_DEADLINES, Deadlines
-from neustream.workload import gamma_arrivals, llm_route, pipeline_route, prompt_lengths, step_counts
+from neustream.workload import gamma_arrivals, prompt_lengths, step_counts
 
 
 def finished(name: str, times: list[float], deadlines: Deadlines, arrival: float = 0.0) -> Request:

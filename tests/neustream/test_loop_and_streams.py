@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from neustream import Limits, Outcome, Request, StepPlan, StepResult, Streams, commit, make_policy
+from neustream.route import llm_route, pipeline_route
 from neustream.slo import NO_DEADLINES, Deadlines
 from neustream.testing import fake_loop
-from neustream.workload import llm_route, pipeline_route
 
 
 def image(name: str, steps: int = 2, due: float = 100.0) -> Request:

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neustream import POLICIES, LatencyTable, Limits, Outcome, Request, ScaleSlo, StepPlan, Streams, make_policy
+from neustream.cost import remaining_alone
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
-from neustream.policies.base import remaining_alone
+from neustream.route import llm_route, pipeline_route
 from neustream.testing import drive, fake_loop
-from neustream.workload import llm_route, pipeline_route
 
 LLM = LatencyTable(
     "opt",

@@ -6,8 +6,8 @@ import pytest
 
 from neustream import LatencyTable, Limits, Outcome, Request, ScaleSlo, make_policy
 from neustream.policies.neustream_loop import batch_cap
+from neustream.route import llm_route, pipeline_route
 from neustream.testing import drive, fake_loop
-from neustream.workload import llm_route, pipeline_route
 
 
 def prompt(table: LatencyTable, name: str, arrival: float, size: int, tokens: int, *, pslo: float = 3.0) -> Request:

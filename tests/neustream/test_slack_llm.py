@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from neustream import LatencyTable, Limits, Outcome, Request, ScaleSlo, Streams, make_policy
 from neustream.goodput import GoodputCounter
 from neustream.latency import ContextLatency, Shape, TokensLatency
-from neustream.policies.slack_forecast import DecodeForecast
-from neustream.policies.slack_llm import SlackLlm
+from neustream.policies.slack.forecast import DecodeForecast
+from neustream.policies.slack.llm import SlackLlm
+from neustream.route import llm_route
 from neustream.slo import Deadlines
 from neustream.testing import drive, fake_loop
-from neustream.workload import gamma_arrivals, llm_route, prompt_lengths
+from neustream.workload import gamma_arrivals, prompt_lengths
 
 Trace = list[tuple[float, str, list[str]]]
 

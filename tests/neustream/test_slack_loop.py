@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from neustream import LatencyTable, Limits, Outcome, Request, ScaleSlo, Streams, make_policy
 from neustream.goodput import GoodputCounter
 from neustream.latency import BatchLatency
-from neustream.policies.slack_fit import FluidFit, Job, best_sizes, rank
-from neustream.policies.slack_loop import SlackLoop, seconds_by_batch
+from neustream.policies.slack.fit import FluidFit, Job, best_sizes, rank
+from neustream.policies.slack.loop import SlackLoop, seconds_by_batch
+from neustream.route import pipeline_route
 from neustream.slo import Deadlines
 from neustream.testing import drive, fake_loop
-from neustream.workload import gamma_arrivals, pipeline_route, step_counts
+from neustream.workload import gamma_arrivals, step_counts
 
 
 def image(request_id: str, table: LatencyTable, arrival: float, steps: int, due: float) -> Request:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from neustream import AbsoluteSlo, LatencyTable, Outcome, Request, ScaleSlo, Stage, parse_slo
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
+from neustream.route import llm_route, pipeline_route
 from neustream.slo import NO_DEADLINES, Deadlines
-from neustream.workload import llm_route, pipeline_route
 
 
 @given(st.integers(1, 500), st.integers(1, 400), st.floats(0.001, 1), st.floats(0, 0.01), st.floats(1, 4))

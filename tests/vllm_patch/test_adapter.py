@@ -9,8 +9,8 @@ import pytest
 from vllm.config import SchedulerConfig
 from vllm_harness import Bench
 
-from neustream.policies.base import DECODE, PREFILL
 from neustream.request import Request
+from neustream.route import DECODE, PREFILL
 from vllm_patch.adapter import Adapter
 from vllm_patch.patchset import PatchSet
 from vllm_patch.target import Target

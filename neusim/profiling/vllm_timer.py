@@ -1,0 +1,174 @@
+"""The real vLLM engine as a stopwatch: brings it into the state of a point and times whole `LLMEngine.step()` calls.
+
+The only module here that imports vLLM and torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from neusim.profiling.grid import MAX_SEQS, STEP_TOKENS, Point
+from neusim.profiling.memory import GIB, MemoryPlan
+from neusim.profiling.settings import Settings, SettingsError
+from neustream.catalog.llms import OptShape
+
+TOKEN = 5
+"""What stands for a generated token where the forward pass is skipped; any id that is not special."""
+
+
+def load_engine(model: OptShape, settings: Settings, dtype: str, plan: MemoryPlan) -> Any:
+    """An LLMEngine with random weights, configured as the experiments configure theirs, no policy set.
+
+    Raises SettingsError where vLLM is missing or was built for the other kind of device.
+    """
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(plan.cache_bytes // GIB)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        from vllm import EngineArgs, LLMEngine
+        from vllm.utils import is_cpu
+    except ImportError as error:
+        raise SettingsError(f"vLLM cannot be imported ({error}); run `bash install.sh`") from error
+    if is_cpu() != (settings.device == "cpu"):
+        built = "cpu" if is_cpu() else "cuda"
+        raise SettingsError(f"this vLLM was built for {built}, asked for is --device {settings.device}")
+    with tempfile.TemporaryDirectory(prefix="profile-") as folder:
+        Path(folder, "config.json").write_text(json.dumps(model.config(plan.depth)))
+        return LLMEngine.from_engine_args(
+            EngineArgs(
+                model=folder,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                dtype=dtype,
+                device=settings.device,
+                tensor_parallel_size=settings.tp,
+                max_model_len=min(model.max_positions, STEP_TOKENS),
+                max_num_batched_tokens=STEP_TOKENS,
+                max_num_seqs=MAX_SEQS,
+                enforce_eager=settings.device == "cpu" or plan.layers is not None,
+                disable_log_stats=True,
+            )
+        )
+
+
+class EngineTimer:
+    """Times points on one engine. Between points the engine is empty.
+
+    A decode point does not run the prefills that would lead to it: the scheduler and the block manager do
+    their part, and the forward pass is skipped. What the cache holds does not change what a step costs.
+    """
+
+    def __init__(self, engine: Any, vocabulary: int, *, decode_steps: int = 4) -> None:
+        self.engine = engine
+        self.vocabulary = vocabulary
+        self.decode_steps = decode_steps
+        self._ids = count()
+        self._layers: list[Any] | None = None
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        config = self.engine.cache_config
+        return int(config.num_gpu_blocks) * int(config.block_size)
+
+    def run(self, point: Point) -> list[float]:
+        """Seconds of each timed step of this point."""
+        self._set_depth(point.num_layers)
+        return self.prefill(point.lengths) if point.module == "prefill" else self.decode(point.lengths)
+
+    def prefill(self, lengths: Sequence[int]) -> list[float]:
+        """Seconds of the one step that prefills prompts of these lengths."""
+        with self._requests(lengths):
+            seconds, outputs = self._timed_step()
+        if outputs != len(lengths):
+            raise RuntimeError(f"a prefill of {len(lengths)} prompts ran {outputs} of them")
+        return [seconds]
+
+    def decode(self, contexts: Sequence[int]) -> list[float]:
+        """Seconds of each of `decode_steps` decode steps whose contexts have these lengths on average.
+
+        One step more, which is dropped, goes first.
+        """
+        before = 2 + self.decode_steps // 2
+        with self._requests([max(context - before, 1) for context in contexts]):
+            with self._skipped_forward():
+                while self.engine.scheduler[0].waiting:
+                    self.engine.step()
+            steps = [self._timed_step() for _ in range(self.decode_steps + 1)]
+        if {outputs for _, outputs in steps} != {len(contexts)}:
+            raise RuntimeError(f"decodes of {len(contexts)} sequences ran {[outputs for _, outputs in steps]}")
+        return [seconds for seconds, _ in steps[1:]]
+
+    def _timed_step(self) -> tuple[float, int]:
+        start = time.perf_counter()
+        outputs = self.engine.step()
+        return time.perf_counter() - start, len(outputs)
+
+    @contextmanager
+    def _requests(self, lengths: Sequence[int]) -> Iterator[None]:
+        """Requests with prompts of these lengths in the engine's queue; gone, blocks and all, at the end."""
+        from vllm import SamplingParams
+
+        endless = SamplingParams(temperature=0.0, max_tokens=STEP_TOKENS, ignore_eos=True, detokenize=False)
+        ids = [str(next(self._ids)) for _ in lengths]
+        for i, (request_id, length) in enumerate(zip(ids, lengths, strict=True)):
+            prompt = [TOKEN + (31 * i + 7 * j) % (self.vocabulary - TOKEN) for j in range(length)]
+            self.engine.add_request(request_id, {"prompt_token_ids": prompt}, endless)
+        try:
+            yield
+        finally:
+            self.engine.abort_request(ids)
+            self.engine.model_executor.stop_remote_worker_execution_loop()
+
+    @contextmanager
+    def _skipped_forward(self) -> Iterator[None]:
+        """Steps inside schedule, allocate and append one token as always, and run no model."""
+        from vllm.sequence import CompletionSequenceGroupOutput, Logprob, SamplerOutput, SequenceOutput
+
+        def pretend(execute_model_req: Any) -> list[Any]:
+            groups = [
+                CompletionSequenceGroupOutput([SequenceOutput(sequence, TOKEN, {TOKEN: Logprob(0.0)})], None)
+                for group in execute_model_req.seq_group_metadata_list
+                for sequence in group.seq_data
+            ]
+            return [SamplerOutput(outputs=groups)]
+
+        executor = self.engine.model_executor
+        executor.execute_model = pretend
+        try:
+            yield
+        finally:
+            del executor.execute_model
+
+    def _set_depth(self, num_layers: int) -> None:
+        """Let the model run its first `num_layers` layers only. All of them are loaded, so this costs nothing."""
+        if self._layers is None and num_layers == self.engine.model_config.hf_config.num_hidden_layers:
+            return
+        decoder = self.engine.model_executor.driver_worker.model_runner.model.model.decoder
+        if self._layers is None:
+            self._layers = list(decoder.layers)
+        if len(decoder.layers) != num_layers:
+            decoder.layers = type(decoder.layers)(self._layers[:num_layers])
+
+
+def versions() -> str:
+    """`torch 2.13.0+cpu, vllm 0.5.4+cpu`, for a table's source."""
+    from importlib.metadata import version
+
+    return f"torch {version('torch')}, vllm {version('vllm')}"
+
+
+def num_threads(device: str) -> int | None:
+    """Threads that the CPU computes with; None on a GPU."""
+    import torch
+
+    return torch.get_num_threads() if device == "cpu" else None

@@ -1,0 +1,1 @@
+"""The simulator against real runs and against published results."""

@@ -1,0 +1,214 @@
+"""Replays the requests of a real run, as its folder in `runs/` keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, TypeVar
+
+from neusim.sim.device import Slowness, default_device
+from neusim.sim.run import Result, named_policy, simulate
+from neustream.policies import is_llm
+from neustream.request import Request
+from neustream.route import Route, Stage
+from neustream.slo import Slo, parse_slo
+from neustream.tables import LatencyTable, find_table, load_table
+
+Key = TypeVar("Key", bound=Hashable)
+
+STOCK = "vllm"
+"""A real run's policy of that name is stock vLLM, which schedules as fcfs does."""
+WINDOW = 0.5
+"""Seconds over which a run's own speed is averaged: some tens of steps on a CPU, and short beside a burst."""
+TOLERANCE = 1e-3
+"""Seconds by which a rebuilt deadline may differ from the recorded one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A workload of recorded requests: their arrivals, sizes, visits and SLO."""
+
+    records: tuple[dict[str, Any], ...]
+    """As `neustream.records.request_record` writes them."""
+    slo: Slo
+    table: LatencyTable
+    """The table that their deadlines were made with."""
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.records)
+
+    def requests(self, table: LatencyTable) -> Iterator[Request]:
+        """Raises ValueError where the recorded deadlines do not follow from the run's table and the SLO."""
+        for record in sorted(self.records, key=lambda record: record["arrival"]):
+            route = self._route(record["visits"])
+            arrival, size = record["arrival"], record["size"]
+            deadlines = self.slo.bind(arrival, route, size, self.table)
+            request = Request(record["id"], arrival, deadlines, route, size)
+            for key, unit in (("first_deadline", 1), ("last_deadline", request.max_units)):
+                recorded = record[key]
+                if recorded is not None and abs(deadlines.at(unit) - recorded) > TOLERANCE:
+                    raise ValueError(
+                        f"request {record['id']}: {key} was {recorded:.3f} s, the table of {self.table.model} on "
+                        f"{self.table.device} makes it {deadlines.at(unit):.3f} s: not the table of that run"
+                    )
+            yield request
+
+    @staticmethod
+    def _route(visits: dict[str, int]) -> Route:
+        emitting = {"prefill", "decode"}
+        return tuple(Stage(module, count, emits=module in emitting) for module, count in visits.items())
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """How the steps of a real run's setting took other than its table says."""
+
+    overhead: float = 0.0
+    """Seconds per step beside what the table measures: deciding, and from the end of a step to the next."""
+    drift: Mapping[str, float] = field(default_factory=dict)
+    """Measured over predicted seconds of each module."""
+    slowness: Slowness | None = None
+    """The same of all modules together, over time."""
+
+
+@dataclass(frozen=True, slots=True)
+class RealRun:
+    """A finished run's folder: what was served, under which policy, and what came of it."""
+
+    folder: Path
+    summary: dict[str, Any]
+    records: tuple[tuple[dict[str, Any], ...], ...]
+    """The requests of each setting."""
+    table: LatencyTable
+    steps: tuple[StepTimes, ...]
+    """Of each setting."""
+
+    @property
+    def policy(self) -> str:
+        """The core's name of the policy that it ran."""
+        name: str = self.summary["policy"]
+        return "fcfs" if name == STOCK else name
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Each setting's axes and figures."""
+        settings: list[dict[str, Any]] = self.summary["settings"]
+        return settings
+
+    def slo(self, setting: dict[str, Any]) -> dict[str, float]:
+        """A setting's SLO as `parse_slo` takes it."""
+        if isinstance(self.summary.get("slo"), dict):
+            absolute: dict[str, float] = self.summary["slo"]
+            return absolute
+        return {key: setting[key] for key in ("pslo", "dslo", "slo_scale") if key in setting}
+
+    def replay(self, index: int, *, at_own_speed: bool = False) -> Result:
+        """Simulate one setting's requests on one loop over all modules, as the real executors are.
+
+        `at_own_speed`: with steps as much slower (or faster) than the table as the run's were at that time, which
+        the policy does not know; what then differs from the real run is neither the table's nor the machine's doing.
+        """
+        steps = self.steps[index]
+        slowness = steps.slowness if at_own_speed else None
+        device = default_device(self.table, layout="interleaved", overhead=steps.overhead, slowness=slowness)
+        slo = parse_slo(self.slo(self.settings[index]))
+        policy = partial(named_policy, self.policy, self.table, device, self.settings[index].get("slo_scale"))
+        return simulate(self.table, policy, Replay(self.records[index], slo, self.table), device)
+
+
+def read_run(folder: Path, tables: Path) -> RealRun:
+    """Read a run's folder; its table is the file that it names, or else the one in `tables`.
+
+    Raises ValueError for a folder that is no finished run, naming what is missing or damaged.
+    """
+    summary = _read_json(folder / "summary.json")
+    for key in ("model", "policy", "settings", "table_device"):
+        if key not in summary:
+            raise ValueError(f"{folder / 'summary.json'}: {key} is missing")
+    if not summary.get("complete", True):
+        raise ValueError(f"{folder}: the run was interrupted; only a complete one can be compared")
+    path = Path(summary.get("table", ""))
+    if path.is_file():
+        table = load_table(path, model=summary["model"])
+    else:
+        table = find_table(tables, summary["table_device"], summary["model"])
+    settings = len(summary["settings"])
+    records = _by_setting(folder / "requests.jsonl", settings)
+    steps = read_steps(folder / "steps.jsonl", table, settings)
+    return RealRun(folder, summary, tuple(tuple(group) for group in records), table, steps)
+
+
+def read_steps(path: Path, table: LatencyTable, num_settings: int) -> tuple[StepTimes, ...]:
+    """What a run's records of its steps say of time, setting by setting; nothing where there are none.
+
+    An LLM's table measures the engine's whole step, so only the policy's decision comes on top; a pipeline's
+    measures the module alone, so all of the scheduling does. Raises ValueError naming a damaged line.
+    """
+    key = "decision_seconds" if is_llm(table) else "schedule_seconds"
+    groups = _by_setting(path, num_settings) if path.is_file() else [[]] * num_settings
+    return tuple(step_times([step | {"deciding": step.get(key) or 0.0} for step in group]) for group in groups)
+
+
+def step_times(steps: Sequence[dict[str, Any]]) -> StepTimes:
+    """Of one setting's steps. What passes between a step and the next is taken as the median, free of waiting."""
+    if not steps:
+        return StepTimes()
+    gaps = [later["time"] - earlier["time"] - earlier["seconds"] for earlier, later in pairwise(steps)]
+    overhead = fmean(step["deciding"] for step in steps) + (max(median(gaps), 0.0) if gaps else 0.0)
+    known = [
+        (step["module"], int(step["time"] // WINDOW), step["seconds"] - step["deciding"], step["predicted_seconds"])
+        for step in steps
+        if step.get("predicted_seconds")
+    ]
+    if not known:
+        return StepTimes(overhead)
+    drift = _ratios((module, taken, predicted) for module, _, taken, predicted in known)
+    over_time = _ratios((window, taken, predicted) for _, window, taken, predicted in known)
+    overall = sum(taken for *_, taken, _ in known) / sum(predicted for *_, predicted in known)
+    return StepTimes(overhead, drift, Slowness(WINDOW, over_time, overall))
+
+
+def _ratios(rows: Iterable[tuple[Key, float, float]]) -> dict[Key, float]:
+    """Σ measured / Σ predicted seconds by the rows' key."""
+    taken: defaultdict[Key, float] = defaultdict(float)
+    predicted: defaultdict[Key, float] = defaultdict(float)
+    for key, measured, expected in rows:
+        taken[key] += measured
+        predicted[key] += expected
+    return {key: taken[key] / predicted[key] for key in predicted}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _by_setting(path: Path, num_settings: int) -> list[list[dict[str, Any]]]:
+    """The records of a file of JSON lines, by the setting that each names. Raises ValueError naming a damaged line."""
+    groups: list[list[dict[str, Any]]] = [[] for _ in range(num_settings)]
+    for number, line in enumerate(_read(path).splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            groups[record["setting"]].append(record)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: {type(error).__name__} {error}") from error
+    return groups
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected an object, got {type(data).__name__}")
+    return data

@@ -1,0 +1,1 @@
+"""What every command shares: argument types, one-line errors, exit codes."""

@@ -1,0 +1,1 @@
+"""slack: start only what leaves every promise kept. docs/slack.md explains the rules."""

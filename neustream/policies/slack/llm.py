@@ -1,0 +1,129 @@
+"""slack, for language models: prefill only what leaves every promise kept; late requests get what is left.
+
+docs/slack.md explains the rule and shows what it gives.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from neustream.latency import Shape
+from neustream.plan import Limits, Rejection, StepPlan
+from neustream.policies.slack.admission import Admission, Candidate, Residents
+from neustream.policies.slack.forecast import DecodeForecast, Member
+from neustream.request import Request
+from neustream.route import DECODE, PREFILL
+from neustream.streams import Streams
+from neustream.tables import LatencyTable
+
+FORGIVEN = 0.3
+"""Share of its output that a late request may have late and still be worth starting."""
+MAX_MEMO = 1 << 14
+
+
+class Triage(NamedTuple):
+    """The waiting requests by what can still become of them."""
+
+    waiting: list[Candidate]
+    """Those that can be in time, least laxity first."""
+    late: list[Candidate]
+    """Those that are late but can catch up, least late first."""
+    rejected: tuple[Rejection, ...]
+
+
+class SlackLlm:
+    """Commits only to what can be kept: see `plan`. A request that was never late is a promise."""
+
+    def __init__(self, table: LatencyTable) -> None:
+        self.prefill = table[PREFILL]
+        self.forecast = DecodeForecast(table[DECODE])
+        self._alone: dict[int, float] = {}
+
+    def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+        """Prefill if that breaks no promise, else decode everybody.
+
+        1. Whoever could still be in time goes first, least laxity first, provided that every promise, its
+           own included, is kept by the forecast: the next unit right after this prefill, the last one with
+           all of them decoding side by side.
+        2. Then those that are late already, least late first, where that leaves room for more promises, and
+           where they catch up before `FORGIVEN` of their output has come late.
+        """
+        running = streams[DECODE]
+        waiting, late, rejected = self._triage(now, streams, limits)
+        if waiting or late:
+            residents = self._residents(now, streams, limits)
+            admission = Admission(now, residents, limits, self.prefill, self.forecast)
+            admission.add_in_time(waiting)
+            admission.add_late(late, FORGIVEN)
+            if not admission.chosen and not running:
+                admission.add_anyway(waiting[0] if waiting else late[0])
+            if admission.chosen:
+                return StepPlan(PREFILL, tuple(admission.chosen), rejected)
+        if running:
+            return StepPlan(DECODE, tuple(running), rejected)
+        return StepPlan(rejected=rejected)
+
+    def _triage(self, now: float, streams: Streams, limits: Limits) -> Triage:
+        """Sort out the waiting. Preempted requests are never rejected: they have delivered units already."""
+        waiting: list[Candidate] = []
+        late: list[Candidate] = []
+        rejected: list[Rejection] = []
+        slowness = limits.drift.get(PREFILL, 1.0)
+        decode_slowness = limits.drift.get(DECODE, 1.0)
+        for request in streams[PREFILL]:
+            pending = request.size + request.units - request.processed
+            alone = self._prefill_alone(pending) * slowness
+            laxity = request.next_deadline - now - alone
+            candidate = Candidate(request, pending, laxity)
+            if laxity >= 0.0 and request.units_on_time == request.units:
+                waiting.append(candidate)
+                continue
+            step = self.forecast.step(Shape(1, context=pending)) * decode_slowness
+            if request.units or candidate.catches_up(now + alone, step, FORGIVEN):
+                late.append(candidate)
+            else:
+                due = request.next_deadline - now
+                reason = f"first unit due in {due:.3f} s, {PREFILL} alone takes {alone:.3f} s: too late to catch up"
+                rejected.append(Rejection(request, reason))
+        waiting.sort(key=lambda candidate: candidate.laxity)
+        late.sort(key=lambda candidate: -candidate.laxity)
+        return Triage(waiting, late, tuple(rejected))
+
+    def _residents(self, now: float, streams: Streams, limits: Limits) -> Residents:
+        """What the running requests hold and ask for."""
+        rows: list[tuple[Request, int]] = []
+        batch = context = 0
+        for request in streams[DECODE]:
+            width = request.width
+            wide = (request.size + request.units) * width
+            batch += width
+            context += wide
+            rows.append((request, wide))
+        shape = Shape(batch, 0, 0, context)
+        if not rows:
+            return Residents((), shape, math.inf, ())
+        next_end = now + self.forecast.step(shape) * limits.drift.get(DECODE, 1.0)
+        promised = math.inf
+        caught_up: list[float] = []
+        members: list[Member] = []
+        for request, wide in rows:
+            due = request.next_deadline
+            left = request.left[request.stage]
+            last_due = math.inf
+            if request.units_on_time == request.units and due >= now:
+                promised = min(promised, due)
+                last_due = request.deadlines.at(request.units + left)
+            elif due >= next_end:
+                caught_up.append(due)
+                last_due = request.deadlines.at(request.units + left)
+            members.append((left, wide, request.width, last_due))
+        return Residents(members, shape, promised, sorted(caught_up))
+
+    def _prefill_alone(self, pending: int) -> float:
+        alone = self._alone.get(pending)
+        if alone is None:
+            if len(self._alone) >= MAX_MEMO:
+                self._alone.clear()
+            alone = self._alone[pending] = self.prefill.standalone(pending)[0]
+        return alone

@@ -1,0 +1,242 @@
+"""slack, for pipelines of loop modules: serve only as many requests as all make it.
+
+docs/slack.md explains the rule and shows what it gives.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from neustream.cost import gpu_demand
+from neustream.latency import BatchLatency, Shape
+from neustream.plan import Limits, Rejection, StepPlan
+from neustream.policies.base import MAX_BATCH
+from neustream.policies.slack.fit import FluidFit, Job, rank, rows_of
+from neustream.request import Request
+from neustream.route import Route
+from neustream.streams import Streams
+from neustream.tables import LatencyTable
+
+MAX_MEMO = 4096
+SECOND_CHANCES = 2
+"""How many of those that did not fit together are tried again one by one."""
+RESERVE = 0.02
+"""The share of a request's slack that is never planned with: room for those who come next."""
+
+
+class Way(NamedTuple):
+    """What lies ahead of a request that stands at some stage of a route, in seconds if it were alone."""
+
+    loop: str | None
+    """The next module that is visited more than once, if any is ahead."""
+    stage: int
+    """Its place in the route (the stage itself where there is none)."""
+    before: float
+    """The visits before it."""
+    after: float
+    """The visits after it; all visits where there is no loop ahead."""
+    later: tuple[tuple[str, float], ...]
+    """The modules after the loop, with the visits' seconds."""
+    handovers: int
+
+
+class SlackLoop:
+    """Commits only to what can be kept: see `plan`.
+
+    A request whose loop has begun is a promise, broken only where that keeps more requests. `slo_scale` is
+    accepted, as by every loop policy, and not needed: the deadlines say it all. `handover` is the time that a
+    request takes to reach the next module's process, 0 where one process runs all modules.
+    """
+
+    def __init__(self, table: LatencyTable, *, slo_scale: float = 3.0, handover: float = 0.0) -> None:
+        if slo_scale < 1.0:
+            raise ValueError(f"slo_scale must be at least 1, got {slo_scale:g}")
+        if handover < 0.0:
+            raise ValueError(f"handover must be at least 0, got {handover:g}")
+        self.table = table
+        self.handover = handover
+        self.seconds = {module: seconds_by_batch(table, module) for module in table.modules}
+        """Per module: seconds of a step by batch size (entry 0 unused), never falling."""
+        self._busy = {
+            module: [gpu_demand(table, module, batch) for batch in range(len(seconds))]
+            for module, seconds in self.seconds.items()
+        }
+        self._ways: dict[int, tuple[Route, list[Way]]] = {}
+        self._fits: dict[tuple[str, int], FluidFit] = {}
+
+    def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+        """The module nearest to the end of the pipeline first, as its requests are the closest to counting.
+
+        A module with no loop ahead runs its most urgent. A loop runs a set of requests that all make it,
+        chosen by `_keepable`; those of the set that still stand before the loop are brought there first.
+        """
+        rejected, last, loops = self._sort_out(now, streams, limits)
+        for module in reversed(streams.modules):
+            if module in last:
+                return StepPlan(module, self._urgent(module, last[module], limits), tuple(rejected))
+            if module in loops:
+                target, batch = self._loop_step(module, loops[module], streams, limits)
+                return StepPlan(target, batch, tuple(rejected))
+        for jobs in loops.values():  # the loop runs in another process: pass everything on to it
+            module = jobs[0].request.module
+            urgent = [(job.margin, job.request) for job in jobs if job.request.module == module]
+            return StepPlan(module, self._urgent(module, urgent, limits), tuple(rejected))
+        return StepPlan(rejected=tuple(rejected))
+
+    def _sort_out(
+        self, now: float, streams: Streams, limits: Limits
+    ) -> tuple[list[Rejection], dict[str, list[tuple[float, Request]]], dict[str, list[Job]]]:
+        """The hopeless; by module, those with no loop ahead, with their slack; and by loop, those bound for it."""
+        rejected: list[Rejection] = []
+        last: dict[str, list[tuple[float, Request]]] = {}
+        loops: dict[str, list[Job]] = {}
+        handover, ways = self.handover, self._ways
+        # Where modules have processes of their own, a step's time says more about the others than the table.
+        drift = {} if handover else limits.drift
+        pace = {loop: (seconds[1], drift.get(loop, 1.0)) for loop, seconds in self.seconds.items()}
+        for module in streams.modules:
+            for request in streams[module]:
+                route = request.route
+                known = ways.get(id(route))
+                if known is None or known[0] is not route:
+                    known = self._learn(route)
+                way = known[1][request.stage]
+                loop, at, before, after, _, handovers = way
+                margin = request.next_deadline - now - handovers * handover - before
+                if loop is None:
+                    if margin < after:
+                        rejected.append(self._hopeless(request, now, after))
+                    else:
+                        last.setdefault(module, []).append((margin - after, request))
+                    continue
+                left = request.left[at]
+                step, slowness = pace[loop]
+                margin -= after
+                alone = left * step
+                if margin < (alone if slowness >= 1.0 else alone * slowness):
+                    rejected.append(self._hopeless(request, now, before + alone * min(slowness, 1.0) + after))
+                    continue
+                tail = after
+                if handover:
+                    tail = self._contended(way, streams) - after
+                    margin -= tail
+                if slowness != 1.0:  # a slower device is like tighter margins
+                    margin /= slowness
+                if margin > alone:
+                    margin -= RESERVE * (margin - alone)
+                job = Job(request, left, margin, (before + tail) / slowness, route[at].visits)
+                if loop in loops:
+                    loops[loop].append(job)
+                else:
+                    loops[loop] = [job]
+        return rejected, last, loops
+
+    def _loop_step(
+        self, loop: str, jobs: list[Job], streams: Streams, limits: Limits
+    ) -> tuple[str, tuple[Request, ...]]:
+        """The step that serves the loop best: the loop itself, or what brings the chosen to it."""
+        fit = self._fit(loop, self._largest(loop, limits))
+        kept = self._keepable(jobs, fit)
+        for module in streams.modules:
+            if module == loop:
+                break
+            urgent = [(job.margin, job.request) for job in kept if job.request.module == module]
+            if urgent:
+                return module, self._urgent(module, urgent, limits)
+        here = [job for job in kept if job.request.module == loop]
+        if here:
+            return loop, tuple(job.request for job in fit.batch(here))
+        # Nobody's deadline can be promised: serve whoever has most slack, rather than nobody.
+        job = max(jobs, key=lambda job: job.pace)
+        return job.request.module, (job.request,)
+
+    def _keepable(self, jobs: list[Job], fit: FluidFit) -> list[Job]:
+        """The requests to serve: as many as fit together.
+
+        They are taken by rank. A promise that this would break is broken only if it keeps more requests, or as
+        many in a larger batch; else the promises come first. Left out is not rejected: they wait until
+        they fit, or until nothing can save them.
+        """
+        if fit.all_fit(jobs):
+            return jobs
+        ranked = sorted(jobs, key=rank, reverse=True)
+        promised = [job for job in ranked if job.steps < job.visits]
+        # Mostly all promises can be kept, and there is no room for anybody else.
+        kept = self._as_many_as_fit(ranked, fit, guess=len(promised))
+        if {id(job) for job in promised} <= {id(job) for job in kept}:
+            return kept
+        others = [job for job in ranked if job.steps == job.visits]
+        faithful = self._as_many_as_fit(promised + others, fit, guess=len(promised))
+        is_worth_it = (len(kept), fit.turn_size(kept)) > (len(faithful), fit.turn_size(faithful))
+        return kept if is_worth_it else faithful
+
+    def _as_many_as_fit(self, jobs: list[Job], fit: FluidFit, guess: int) -> list[Job]:
+        """The longest run from the front that fits, and whoever of the next few fits as well."""
+        rows = rows_of(jobs)
+        run = fit.longest_run(rows, guess)
+        kept, kept_rows = jobs[:run], rows[:run]
+        for i in range(run + 1, min(run + 1 + SECOND_CHANCES, len(jobs))):
+            with_it = np.concatenate((kept_rows, rows[i : i + 1]))
+            if fit.rows_fit(with_it):
+                kept.append(jobs[i])
+                kept_rows = with_it
+        return kept
+
+    def _urgent(self, module: str, waiting: list[tuple[float, Request]], limits: Limits) -> tuple[Request, ...]:
+        """The most urgent of `(slack, request)`: as many as the tightest slack allows in one step."""
+        waiting.sort(key=lambda pair: pair[0])
+        seconds = self.seconds[module]
+        size = min(self._largest(module, limits), len(waiting))
+        while size > 1 and seconds[size] - seconds[1] > waiting[0][0]:
+            size -= 1
+        return tuple(request for _, request in waiting[:size])
+
+    def _largest(self, module: str, limits: Limits) -> int:
+        return max(min(len(self.seconds[module]) - 1, limits.max_batch.get(module, MAX_BATCH)), 1)
+
+    def _hopeless(self, request: Request, now: float, alone: float) -> Rejection:
+        due = request.next_deadline - now
+        return Rejection(request, f"due in {due:.3f} s, alone it takes {alone:.3f} s")
+
+    def _fit(self, loop: str, largest: int) -> FluidFit:
+        fit = self._fits.get((loop, largest))
+        if fit is None:
+            fit = self._fits[loop, largest] = FluidFit(self.seconds[loop], largest)
+        return fit
+
+    def _learn(self, route: Route) -> tuple[Route, list[Way]]:
+        if len(self._ways) >= MAX_MEMO:
+            self._ways.clear()
+        known = self._ways[id(route)] = route, [self._way_from(route, stage) for stage in range(len(route))]
+        return known
+
+    def _way_from(self, route: Route, stage: int) -> Way:
+        ahead = range(stage, len(route))
+        loop = next((i for i in ahead if route[i].visits > 1), None)
+        handovers = sum(1 for i in ahead[1:] if route[i].visits)
+        if loop is None:
+            after = sum(self.seconds[route[i].module][1] * route[i].visits for i in ahead)
+            return Way(None, stage, 0.0, after, (), handovers)
+        before = sum(self.seconds[route[i].module][1] * route[i].visits for i in range(stage, loop))
+        later = tuple((s.module, self.seconds[s.module][1] * s.visits) for s in route[loop + 1 :])
+        return Way(route[loop].module, loop, before, sum(seconds for _, seconds in later), later, handovers)
+
+    def _contended(self, way: Way, streams: Streams) -> float:
+        """Seconds of the visits after the loop beside the loop's own process, by the GPU shares of both."""
+        assert way.loop is not None
+        busy = self._busy[way.loop]
+        num_looping = len(streams[way.loop]) if way.loop in streams.modules else 1
+        share = busy[min(max(num_looping, 1), len(busy) - 1)]
+        return sum(seconds * max(1.0, share + self._busy[module][1]) for module, seconds in way.later)
+
+
+def seconds_by_batch(table: LatencyTable, module: str) -> list[float]:
+    """Seconds of a step by batch size, for every size that was measured; noise that makes it fall is levelled."""
+    model = table[module]
+    largest = min(model.largest, MAX_BATCH) if isinstance(model, BatchLatency) else MAX_BATCH
+    seconds = [0.0]
+    for batch in range(1, largest + 1):
+        seconds.append(max(seconds[-1], model.predict(Shape(batch))))
+    return seconds
