@@ -10,19 +10,21 @@ from diffusion_plugin.executor import DiffusionExecutor
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, ImageResult, Job
 from neustream import LatencyTable, Request, StepLoop, StepPlan, StepPolicy, Streams, make_policy
-from neustream.history import DriftMeter
+from neustream.driver import Callbacks
+from neustream.history import StepHistory
 from neustream.loop import Clock
 from neustream.policies.base import MAX_BATCH
+from neustream.records import StepRecord
 from neustream.route import pipeline_route
 
-OnStep = Callable[[StepPlan, float, float, float], None]
+OnStep = Callable[[StepRecord], None]
 
 
 class Engine:
     """Serves one pipeline on its device under one policy.
 
     `policy` is a name of `neustream.POLICIES` (built for `slo_scale`) or a policy. Deadlines and plans are on
-    `clock`, in seconds. `on_step` gets each plan that ran something and its times (asked, planned, ended).
+    `clock`, in seconds. `on_step` hears of each step that ran something.
     """
 
     def __init__(
@@ -41,10 +43,11 @@ class Engine:
             raise ValueError(f"the table of {table.model} on {table.device} lacks {', '.join(missing)}")
         self.pipeline = pipeline
         self.table = table
-        self.executor = DiffusionExecutor(pipeline, max_batch=max_batch, drift=DriftMeter(table))
+        self.executor = DiffusionExecutor(pipeline, max_batch=max_batch)
         chosen = make_policy(policy, table, slo_scale=slo_scale) if isinstance(policy, str) else policy
         self.streams = Streams(pipeline.modules)
-        self.loop = StepLoop(chosen, self.streams, self.executor, clock, self._ended, on_step)
+        observer = Callbacks(self._ended, on_step) if on_step is not None else Callbacks(self._ended)
+        self.loop = StepLoop(chosen, self.streams, self.executor, clock, observer, StepHistory(table))
         self.clock = clock
         self._ended_jobs: list[Job] = []
         self._ids = itertools.count()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,6 @@ from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import Job
 from diffusion_plugin.state import State
 from neustream import Limits, Request, StepPlan, StepResult
-from neustream.history import DriftMeter
 from neustream.policies.base import MAX_BATCH
 
 
@@ -28,7 +26,6 @@ class DiffusionExecutor:
         *,
         num_slots: int = 16,
         max_batch: int = MAX_BATCH,
-        drift: DriftMeter | None = None,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
@@ -36,10 +33,6 @@ class DiffusionExecutor:
         self.state = State(pipeline, num_slots)
         self.jobs: dict[str, Job] = {}
         self.max_batch = dict.fromkeys(pipeline.modules, max_batch)
-        self.last_seconds: dict[str, float] = {}
-        self.drift = drift
-        self._asked = time.monotonic()
-        """When the limits were last asked for, which is when the next step began to be planned."""
 
     def add(self, job: Job) -> None:
         """Take in a request; its tensors are made when a step first runs it."""
@@ -52,23 +45,14 @@ class DiffusionExecutor:
         return job
 
     def limits(self) -> Limits:
-        self._asked = time.monotonic()
-        drift = self.drift.ratios if self.drift is not None else {}
-        return Limits(max_batch=self.max_batch, last_seconds=self.last_seconds, drift=drift)
+        return Limits(max_batch=self.max_batch)
 
     def run(self, plan: StepPlan) -> StepResult:
         assert plan.module is not None
-        started = time.monotonic()
         jobs = [self.jobs[request.request_id] for request in plan.batch]
         failed: dict[str, str] = {}
         with torch.inference_mode():
             self._run(plan.module, jobs, failed)
-        seconds = time.monotonic() - started
-        self.last_seconds[plan.module] = seconds
-        if self.drift is not None:
-            self.drift.expect(plan)
-            # Deciding counts: a policy whose plans take a tenth of a step has steps a tenth longer.
-            self.drift.observe(plan.module, time.monotonic() - self._asked)
         return StepResult(failed)
 
     def _run(self, module: str, jobs: Sequence[Job], failed: dict[str, str]) -> None:

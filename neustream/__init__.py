@@ -6,7 +6,7 @@ standard library only.
 
 from neustream.latency import LatencyModel, Shape
 from neustream.loop import Executor, StepLoop, StepResult, commit
-from neustream.plan import Chunk, Limits, Rejection, StepPlan
+from neustream.plan import Limits, Piece, Rejection, StepPlan
 from neustream.policies import POLICIES, StepPolicy, make_policy
 from neustream.request import Outcome, Request
 from neustream.route import Stage
@@ -17,13 +17,13 @@ from neustream.tables import LatencyTable, TableError, load_table, save_table
 __all__ = [
     "POLICIES",
     "AbsoluteSlo",
-    "Chunk",
     "Deadlines",
     "Executor",
     "LatencyModel",
     "LatencyTable",
     "Limits",
     "Outcome",
+    "Piece",
     "Rejection",
     "Request",
     "ScaleSlo",

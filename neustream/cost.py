@@ -26,20 +26,20 @@ def shape_of(requests: Iterable[Request]) -> Shape:
 def step_seconds(table: LatencyTable, plan: StepPlan) -> float:
     """Seconds of the plan's step if its process has the device to itself."""
     assert plan.module is not None
-    if plan.chunks:
+    if plan.pieces:
         return mixed_seconds(table, plan)
     return table[plan.module].predict(shape_of(plan.batch))
 
 
 def mixed_seconds(table: LatencyTable, plan: StepPlan) -> float:
-    """Seconds of one pass over the weights for `batch` (decodes) and the prompt pieces of `chunks`.
+    """Seconds of one pass over the weights for `batch` (decodes) and the prompt pieces of `pieces`.
 
     No table measures such a step. All its tokens go through the layers together, which costs what a prefill
     of as many tokens costs; on top of that each decode, and each piece of a prompt that is partly done, reads
     its context at the decode's price per unit. It is never cheaper than the decode step alone.
     """
     prefill, decode = table[PREFILL], table[DECODE]
-    pieces = [(chunk.work, chunk.request.processed) for chunk in plan.chunks]
+    pieces = [(piece.work, piece.request.processed) for piece in plan.pieces]
     decodes = shape_of(plan.batch if plan.module == DECODE else ())
     if plan.module != DECODE:
         pieces += [(request.pending, request.processed) for request in plan.batch]

@@ -1,11 +1,17 @@
-"""How a device differs from its latency table, as a planner should reckon with it."""
+"""What a device's past says: how long its steps took, against its latency table, and how long texts became.
+
+A driver keeps one `StepHistory` per device, tells it of every step and every end, and hands policies its `limits`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from neustream.cost import step_seconds
-from neustream.plan import StepPlan
+from neustream.output_lengths import LengthHistory
+from neustream.plan import Limits, StepPlan
+from neustream.request import Outcome, Request
 from neustream.tables import LatencyTable
 
 WEIGHT = 1 / 64
@@ -34,32 +40,84 @@ class RunningRatio:
 
 
 class DriftMeter:
-    """Told of each step before and after, it keeps `ratios`: module → measured over predicted seconds, cautiously.
+    """Told of each step before and after, it keeps `ratios`: kind of step → measured over predicted seconds.
 
-    1 means that steps take what the table says and do so reliably. A module that has not run has no ratio. The
-    mean rather than the median: what a request waits for is a sum of steps, the long ones included.
+    The ratios are cautious: the mean plus the mean deviation. 1 means that steps take what the table says and do so
+    reliably. A kind that has not run has no ratio. The mean rather than the median: what a request waits for is a sum
+    of steps, the long ones included.
     """
 
     def __init__(self, table: LatencyTable) -> None:
         self.table = table
         self.ratios: dict[str, float] = {}
+        self.expected: float | None = None
+        """Seconds that the table predicts for the step under way; None where it does not know its module."""
         self._running: dict[str, RunningRatio] = {}
-        self._expected: tuple[str, float] | None = None
+        self._expected_kind: str | None = None
 
     def expect(self, plan: StepPlan) -> None:
         """A step is about to run; its requests are still what they were when it was planned."""
         known = plan.module is not None and plan.module in self.table
-        self._expected = (str(plan.module), step_seconds(self.table, plan)) if known else None
+        self.expected = step_seconds(self.table, plan) if known else None
+        self._expected_kind = plan.kind if known else None
 
-    def observe(self, module: str, seconds: float) -> None:
-        """A step of `module` has taken `seconds`. Nothing is learnt from one that was not expected."""
-        expected, self._expected = self._expected, None
-        if expected is None or expected[0] != module:
+    def observe(self, kind: str, seconds: float) -> None:
+        """A step of that kind has taken `seconds`. Nothing is learnt from one that was not expected."""
+        expected, known = self.expected, self._expected_kind
+        self.expected = self._expected_kind = None
+        if expected is None or known != kind:
             return
-        ratio = round(seconds / expected[1], 6)  # a clock's last digits are not drift
-        running = self._running.get(module)
+        ratio = round(seconds / expected, 6)  # a clock's last digits are not drift
+        running = self._running.get(kind)
         if running is None:
-            running = self._running[module] = RunningRatio()
+            running = self._running[kind] = RunningRatio()
         low, high = RANGE
         running.add(min(max(ratio, low), high))
-        self.ratios[module] = running.cautious
+        self.ratios[kind] = running.cautious
+
+
+class StepHistory:
+    """One device's past, as policies are told it: `limits` adds it to what the device holds.
+
+    A driver calls `planned` when a step is planned, `ended` when it has ended, and `finished` for each request that
+    has ended. Without a table there is no drift. Where a step may be planned before the last one has ended, only the
+    last plan's drift is learnt.
+    """
+
+    def __init__(self, table: LatencyTable | None = None) -> None:
+        self.last_seconds: dict[str, float] = {}
+        self.lengths: dict[str, LengthHistory] = {}
+        self._meter = DriftMeter(table) if table is not None else None
+
+    @property
+    def drift(self) -> Mapping[str, float]:
+        """Measured over predicted seconds of each kind of step; see `DriftMeter`."""
+        return self._meter.ratios if self._meter is not None else {}
+
+    @property
+    def expected(self) -> float | None:
+        """Seconds that the table predicts for the step under way; None where it cannot, or nothing is under way."""
+        return self._meter.expected if self._meter is not None else None
+
+    def limits(self, held: Limits) -> Limits:
+        """What the device holds and can do, with what its past says filled in."""
+        return replace(held, last_seconds=self.last_seconds, drift=self.drift, lengths=self.lengths)
+
+    def planned(self, plan: StepPlan) -> None:
+        """A step is about to run; its requests have not moved yet."""
+        if self._meter is not None:
+            self._meter.expect(plan)
+
+    def ended(self, kind: str, seconds: float, deciding: float = 0.0) -> None:
+        """The step that was planned took `seconds`; planning took `deciding` before it, which counts as drift."""
+        self.last_seconds[kind] = seconds
+        if self._meter is not None:
+            self._meter.observe(kind, seconds + deciding)
+
+    def finished(self, request: Request) -> None:
+        """A request has ended. Its length counts where its output came to its own end."""
+        if request.outcome in (Outcome.MET, Outcome.LATE):
+            known = self.lengths.get(request.slo_class)
+            if known is None:
+                known = self.lengths[request.slo_class] = LengthHistory()
+            known.add(request.units)

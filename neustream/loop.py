@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from neustream.driver import Observer
+from neustream.history import StepHistory
 from neustream.plan import Limits, StepPlan
 from neustream.policies.base import StepPolicy
+from neustream.records import StepRecord
 from neustream.request import Outcome, Request
 from neustream.streams import Streams
 
@@ -29,7 +32,7 @@ class Executor(Protocol):
     """Runs the steps of one device."""
 
     def limits(self) -> Limits:
-        """What the device can hold now."""
+        """What the device holds and can do now; the loop's history fills in the past."""
         ...
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -66,10 +69,9 @@ def commit(streams: Streams, plan: StepPlan, result: StepResult, now: float) -> 
             request.passes += 1
     for request in plan.batch:
         _complete_visit(streams, request, result, now, ended)
-    for chunk in plan.chunks:
-        chunk.request.processed += chunk.work
-        if chunk.request.pending == 0:
-            _complete_visit(streams, chunk.request, result, now, ended)
+    for piece in plan.pieces:
+        if piece.request.process(piece.work):
+            _complete_visit(streams, piece.request, result, now, ended)
     return ended
 
 
@@ -92,7 +94,11 @@ def _complete_visit(streams: Streams, request: Request, result: StepResult, now:
 
 
 class StepLoop:
-    """One device's loop over one policy. `step` never blocks when there is nothing to run."""
+    """One device's loop over one policy. `step` never blocks when there is nothing to run.
+
+    `observer` hears of each step that ran something and of each end. `history` is what policies are told of the past;
+    without one the loop keeps its own, which knows no latency table and so no drift.
+    """
 
     def __init__(
         self,
@@ -100,29 +106,34 @@ class StepLoop:
         streams: Streams,
         executor: Executor,
         clock: Clock,
-        on_end: Callable[[Request], None],
-        on_step: Callable[[StepPlan, float, float, float], None] | None = None,
+        observer: Observer,
+        history: StepHistory | None = None,
     ) -> None:
         self.policy = policy
         self.streams = streams
         self.executor = executor
         self.clock = clock
-        self.on_end = on_end
-        self.on_step = on_step
+        self.observer = observer
+        self.history = history if history is not None else StepHistory()
 
     def step(self) -> StepPlan:
-        """Plan, run, commit one step. `on_step` gets the plan and the times (asked, planned, ended)."""
+        """Plan, run, commit one step; returns its plan."""
         asked = self.clock()
-        plan = self.policy.plan(asked, self.streams, self.executor.limits())
+        plan = self.policy.plan(asked, self.streams, self.history.limits(self.executor.limits()))
         planned = self.clock()
         for request in reject(self.streams, plan, planned):
-            self.on_end(request)
-        result = self.executor.run(plan) if plan.module is not None else DONE
+            self._end(request)
+        if plan.kind is None:
+            return plan
+        self.history.planned(plan)
+        record = self._record(plan, asked, planned)
+        started = self.clock()
+        result = self.executor.run(plan)
         ended = self.clock()
+        self.history.ended(plan.kind, ended - started, started - asked)
         for request in commit(self.streams, plan, result, ended):
-            self.on_end(request)
-        if self.on_step is not None:
-            self.on_step(plan, asked, planned, ended)
+            self._end(request)
+        self.observer.on_step(replace(record, seconds=ended - asked))
         return plan
 
     def abort(self, request_id: str, reason: str = "aborted") -> Request | None:
@@ -131,5 +142,29 @@ class StepLoop:
         if request is not None:
             self.streams.remove(request)
             request.end(self.clock(), Outcome.ABORTED, reason)
-            self.on_end(request)
+            self._end(request)
         return request
+
+    def _end(self, request: Request) -> None:
+        self.history.finished(request)
+        self.observer.on_end(request)
+
+    def _record(self, plan: StepPlan, asked: float, planned: float) -> StepRecord:
+        """What there is to tell of a step before it runs: who is in it, and how they and the others stand."""
+        members = plan.members
+        assert plan.module is not None
+        assert plan.kind is not None
+        num_queued = len(self.streams[plan.module])
+        return StepRecord(
+            time=asked,
+            kind=plan.kind,
+            request_ids=tuple(request.request_id for request in members),
+            seconds=0.0,
+            decision_seconds=planned - asked,
+            schedule_seconds=planned - asked,
+            predicted_seconds=self.history.expected,
+            num_waiting=len(self.streams) - len(members),
+            rejected=tuple(rejection.request.request_id for rejection in plan.rejected),
+            rest_seconds=tuple(request.next_deadline - asked for request in members),
+            extra={"num_queued": num_queued, "num_passed_over": sum(request.passes > 0 for request in members)},
+        )

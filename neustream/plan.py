@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from neustream.output_lengths import LengthHistory
 from neustream.request import Request
 
 UNLIMITED = 1 << 60
@@ -18,31 +20,46 @@ class Rejection:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of a request's input, processed in the same step as the batch (chunked prefill)."""
+class Piece(NamedTuple):
+    """A part of a request's first stage that rides in the same pass as the batch (chunked prefill)."""
 
     request: Request
     work: int
+    """Units of its input (tokens) that this step processes; at least 1."""
+
+
+MIXED = "mixed"
+"""The kind of a step whose batch has pieces of another module riding along."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: `module` runs `batch` (and `chunks` ride along); `rejected` are given up.
+    """One step: `module` runs `batch`, one whole visit each; `pieces` ride along; `rejected` are given up.
 
-    With nothing to run, `module` is None; `wake` then says when the policy wants to be asked again at the
-    latest (None: when something arrives).
+    Pieces are in service order. All but the last complete their request's first stage. With nothing to run,
+    `module` is None; `wake` then says when the policy wants to be asked again at the latest, in seconds on the
+    driver's clock (None: when something arrives). Raises ValueError where `module` and the members disagree.
     """
 
     module: str | None = None
     batch: tuple[Request, ...] = ()
     rejected: tuple[Rejection, ...] = ()
-    chunks: tuple[Chunk, ...] = ()
+    pieces: tuple[Piece, ...] = ()
     wake: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.module is None) != (not self.batch and not self.chunks):
+        if (self.module is None) != (not self.batch and not self.pieces):
             raise ValueError(f"a plan has a module if and only if it has a batch: {self.module!r}, {self.batch!r}")
+
+    @property
+    def members(self) -> tuple[Request, ...]:
+        """Every request that the step works on: the batch, then those of the pieces."""
+        return (*self.batch, *(piece.request for piece in self.pieces)) if self.pieces else self.batch
+
+    @property
+    def kind(self) -> str | None:
+        """What history and records file the step under: its module, or `mixed` where pieces ride with a batch."""
+        return MIXED if self.batch and self.pieces else self.module
 
 
 IDLE = StepPlan()
@@ -50,7 +67,7 @@ IDLE = StepPlan()
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the device can hold at this step boundary."""
+    """What the device holds and can do at this step boundary."""
 
     max_resident: int = UNLIMITED
     """Seats (sequences) that may be past their first stage at once."""
@@ -66,10 +83,16 @@ class Limits:
     """All blocks of the device."""
     max_batch: Mapping[str, int] = field(default_factory=dict)
     """Requests in one step of a module, where memory bounds it."""
+    can_split: bool = False
+    """Whether pieces of a first stage may ride with a batch (the simulator and today's vLLM; 0.5.4 cannot)."""
+    num_under_way: int = 0
+    """Steps that are planned and have not ended. Their requests have moved; their units are still to come."""
     last_seconds: Mapping[str, float] = field(default_factory=dict)
-    """How long the last step of each module took, where one has run."""
+    """How long the last step of each kind took, where one has run. `StepHistory` fills it, as the next two."""
     drift: Mapping[str, float] = field(default_factory=dict)
-    """Measured over predicted seconds of each module's recent steps, where that is known (`DriftMeter`)."""
+    """Measured over predicted seconds of each kind's recent steps, where that is known."""
+    lengths: Mapping[str, LengthHistory] = field(default_factory=dict)
+    """Lengths of the outputs that have finished, by SLO class."""
 
     def blocks(self, units: int) -> int:
         """Blocks that a context of `units` occupies."""

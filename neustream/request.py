@@ -35,10 +35,13 @@ class Request:
 
     __slots__ = (
         "arrival",
+        "cached",
         "deadlines",
         "demoted",
         "ended_at",
         "first_unit_at",
+        "in_flight",
+        "is_resident",
         "last_unit_at",
         "left",
         "next_deadline",
@@ -50,6 +53,7 @@ class Request:
         "request_id",
         "route",
         "size",
+        "slo_class",
         "stage",
         "units",
         "units_on_time",
@@ -66,6 +70,7 @@ class Request:
         *,
         on_miss: OnMiss = "reject",
         width: int = 1,
+        slo_class: str = "",
     ) -> None:
         if not any(stage.visits for stage in route):
             raise ValueError(f"request {request_id!r}: its route has no visit to any module")
@@ -78,18 +83,25 @@ class Request:
         self.size = size
         self.on_miss: OnMiss = on_miss
         self.width = width
+        self.slo_class = slo_class
         self.left = [stage.visits for stage in route]
         """Visits still to make, per stage of the route."""
         self.stage = next(i for i, stage in enumerate(route) if stage.visits)
         self.processed = 0
         """Units of its input that the first stage has processed (chunked prefill)."""
+        self.cached = 0
+        """Units at the front of its input that a prefix cache spares."""
+        self.is_resident = False
+        """Whether it holds a seat and memory of the device."""
+        self.in_flight = 0
+        """Output units of visits that are planned and have not come out (see `move`)."""
         self.passes = 0
         """Steps of its current module that left it out."""
         self.demoted = False
         self.units = 0
         self.units_on_time = 0
         self.next_deadline = deadlines.at(1)
-        """Deadline of output unit `units + 1`, kept up to date so that policies read one attribute."""
+        """Deadline of the next output unit that is to be planned: `units + in_flight + 1`. Policies read this one."""
         self.first_unit_at: float | None = None
         self.last_unit_at: float | None = None
         self.ended_at: float | None = None
@@ -103,13 +115,14 @@ class Request:
 
     @property
     def context(self) -> int:
-        """Units that its next emitting step attends to: its input and all units delivered so far."""
-        return self.size + self.units
+        """Units that its next emitting step attends to: its input and all output units that were planned so far."""
+        return self.size + self.units + self.in_flight
 
     @property
     def pending(self) -> int:
-        """Units that must be processed before the first stage is done; after a preemption, all again."""
-        return self.size + self.units - self.processed
+        """Units that the first stage has still to process; after a preemption, all that no cache spares."""
+        done = self.processed if self.processed > self.cached else self.cached
+        return self.size + self.units + self.in_flight - done
 
     @property
     def max_units(self) -> int:
@@ -117,46 +130,72 @@ class Request:
         emitting = sum(stage.visits for stage in self.route if stage.emits)
         return emitting or 1
 
-    def deliver(self, now: float) -> None:
-        """Count one output unit that came out at `now`."""
-        self.units += 1
-        if now <= self.next_deadline:
-            self.units_on_time += 1
-        if self.first_unit_at is None:
-            self.first_unit_at = now
-        self.last_unit_at = now
-        self.next_deadline = self.deadlines.at(self.units + 1)
+    def move(self) -> bool:
+        """One visit is planned away: the request stands where it will stand afterwards; returns whether at its end.
 
-    def advance(self, now: float) -> bool:
-        """Complete one visit of the current module at `now`; returns whether the route is at its end."""
+        A unit that the visit will deliver is in flight until `deliver`. Raises ValueError for one that has ended.
+        """
         if self.outcome is not None:
-            raise ValueError(f"request {self.request_id!r} has ended ({self.outcome}) and cannot advance")
+            raise ValueError(f"request {self.request_id!r} has ended ({self.outcome}) and cannot move")
         stage = self.route[self.stage]
         self.left[self.stage] -= 1
+        self.is_resident = True
         if self.stage == 0:
-            self.processed = self.size + self.units
-        if stage.emits:
-            self.deliver(now)
+            self.processed = self.size + self.units + self.in_flight
         if self.left[self.stage] == 0:
             self.passes = 0
-        while self.left[self.stage] == 0:
-            if self.stage + 1 == len(self.route):
-                if not stage.emits:
-                    self.deliver(now)
-                return True
-            self.stage += 1
-        return False
+        is_over = False
+        while not is_over and self.left[self.stage] == 0:
+            is_over = self.stage + 1 == len(self.route)
+            if not is_over:
+                self.stage += 1
+        if stage.emits or is_over:
+            self.in_flight += 1
+            self.next_deadline = self.deadlines.at(self.units + self.in_flight + 1)
+        return is_over
+
+    def deliver(self, at: float) -> None:
+        """Count one output unit that came out at `at`. Drivers that only watch an engine call it without `move`."""
+        self.units += 1
+        if at <= self.deadlines.at(self.units):
+            self.units_on_time += 1
+        if self.first_unit_at is None:
+            self.first_unit_at = at
+        self.last_unit_at = at
+        if self.in_flight:
+            self.in_flight -= 1
+        else:
+            self.next_deadline = self.deadlines.at(self.units + 1)
+
+    def advance(self, at: float) -> bool:
+        """`move` and `deliver` in one, for drivers that run one step at a time; returns whether it is at its end."""
+        is_over = self.move()
+        if self.in_flight:
+            self.deliver(at)
+        return is_over
+
+    def process(self, work: int) -> bool:
+        """A piece of the first stage, of `work` units, is planned; returns whether that completes the stage's input."""
+        self.processed = max(self.processed, self.cached) + work
+        self.is_resident = True
+        return self.pending == 0
 
     def preempt(self) -> None:
         """Back to the first stage, its state lost: it must process its input and its output so far again.
 
-        That repeated first visit delivers the next unit, so one visit of the current stage is spared.
+        That repeated first visit delivers the next unit, so one visit of the current stage is spared. Units in
+        flight are lost: they will be planned again.
         """
         if self.stage > 0:
-            self.left[self.stage] -= 1
+            self.left[self.stage] += self.in_flight - 1
             self.left[0] += 1
             self.stage = 0
+        else:
+            self.left[0] += self.in_flight
+        self.in_flight = 0
+        self.next_deadline = self.deadlines.at(self.units + 1)
         self.processed = 0
+        self.is_resident = False
 
     def end(self, now: float, outcome: Outcome | None = None, reason: str | None = None) -> None:
         """Close it at `now`; without `outcome` it finished, and its units say whether it met its SLO."""
@@ -167,6 +206,7 @@ class Request:
         self.outcome = outcome
         self.reason = reason
         self.ended_at = now
+        self.is_resident = False
 
     def __repr__(self) -> str:
         state = self.outcome or f"{self.module}, {self.left[self.stage]} visits left"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from neustream.cost import step_seconds
+from neustream.driver import Callbacks
+from neustream.history import StepHistory
 from neustream.loop import DONE, StepLoop, StepResult
 from neustream.plan import Limits, StepPlan
 from neustream.policies.base import StepPolicy
+from neustream.records import StepRecord
 from neustream.request import Request
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
@@ -31,17 +33,13 @@ class FakeExecutor:
     def __init__(self, table: LatencyTable, clock: VirtualClock, limits: Limits | None = None) -> None:
         self.table = table
         self.clock = clock
-        self.last_seconds: dict[str, float] = {}
-        self._limits = replace(limits or Limits(), last_seconds=self.last_seconds)
+        self._limits = limits or Limits()
 
     def limits(self) -> Limits:
         return self._limits
 
     def run(self, plan: StepPlan) -> StepResult:
-        assert plan.module is not None
-        seconds = step_seconds(self.table, plan)
-        self.last_seconds[plan.module] = seconds
-        self.clock.now += seconds
+        self.clock.now += step_seconds(self.table, plan)
         return DONE
 
 
@@ -57,8 +55,7 @@ def drive(loop: StepLoop, clock: VirtualClock, requests: Iterable[Request]) -> l
         plan = loop.step()
         loop.streams.check_integrity()
         if plan.module is not None:
-            members = (*plan.batch, *(chunk.request for chunk in plan.chunks))
-            trace.append((round(start, 9), plan.module, [request.request_id for request in members]))
+            trace.append((round(start, 9), plan.module, [request.request_id for request in plan.members]))
         elif not plan.rejected:
             pending = [moment for moment in (plan.wake, arrivals[0][0] if arrivals else None) if moment is not None]
             assert pending, f"idle for ever with {list(loop.streams)}"
@@ -67,9 +64,14 @@ def drive(loop: StepLoop, clock: VirtualClock, requests: Iterable[Request]) -> l
 
 
 def fake_loop(
-    policy: StepPolicy, table: LatencyTable, on_end: Callable[[Request], None], limits: Limits | None = None
+    policy: StepPolicy,
+    table: LatencyTable,
+    on_end: Callable[[Request], None],
+    limits: Limits | None = None,
+    on_step: Callable[[StepRecord], None] = lambda record: None,
 ) -> tuple[StepLoop, VirtualClock]:
     """A step loop over a fake executor, and its clock."""
     clock = VirtualClock()
-    streams = Streams(table.modules)
-    return StepLoop(policy, streams, FakeExecutor(table, clock, limits), clock, on_end), clock
+    executor = FakeExecutor(table, clock, limits)
+    loop = StepLoop(policy, Streams(table.modules), executor, clock, Callbacks(on_end, on_step), StepHistory(table))
+    return loop, clock

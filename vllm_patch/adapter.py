@@ -13,7 +13,7 @@ from typing import Any
 from vllm.core.step_policy import StepCapacity, StepDecision, StepRecord
 from vllm.sequence import SequenceGroup, SequenceStatus
 
-from neustream.history import DriftMeter
+from neustream.history import StepHistory
 from neustream.plan import Limits, StepPlan
 from neustream.policies.base import StepPolicy
 from neustream.request import OnMiss, Outcome, Request
@@ -60,8 +60,7 @@ class Adapter:
         self.on_miss: OnMiss = on_miss
         self.on_end: Callable[[Request], None] | None = None
         self.streams = Streams((PREFILL, DECODE))
-        self.last_seconds: dict[str, float] = {}
-        self.drift = DriftMeter(table) if table is not None else None
+        self.history = StepHistory(table)
 
     def on_add(self, group: SequenceGroup) -> None:
         """Make the group's request. Raises ValueError for an SLO that cannot be understood."""
@@ -99,15 +98,14 @@ class Adapter:
         reason = str(group.seqs[0].stop_reason) if outcome is Outcome.REJECTED else None
         ended_at = request.last_unit_at if outcome is None else time.time()
         request.end(ended_at or time.time(), outcome, reason)
+        self.history.finished(request)
         if self.on_end is not None:
             self.on_end(request)
 
     def on_step(self, record: StepRecord) -> None:
         """Remember how long the last step of each module took."""
         if record.kind in (PREFILL, DECODE):
-            self.last_seconds[record.kind] = record.seconds
-            if self.drift is not None:
-                self.drift.observe(record.kind, record.seconds)
+            self.history.ended(record.kind, record.seconds)
 
     def decide(
         self,
@@ -127,12 +125,9 @@ class Adapter:
             block_size=capacity.block_size,
             spare_blocks=capacity.watermark_blocks,
             total_blocks=capacity.num_total_blocks,
-            last_seconds=self.last_seconds,
-            drift=self.drift.ratios if self.drift is not None else {},
         )
-        plan = self.policy.plan(now, self.streams, limits)
-        if self.drift is not None:
-            self.drift.expect(plan)
+        plan = self.policy.plan(now, self.streams, self.history.limits(limits))
+        self.history.planned(plan)
         return self._translate(plan, impossible)
 
     def _sync(
@@ -187,8 +182,8 @@ class Adapter:
         request.place = request.module if place is not None else None
 
     def _translate(self, plan: StepPlan, impossible: list[SequenceGroup]) -> StepDecision:
-        if plan.chunks:
-            raise ValueError("this policy chunks prefills, which vLLM does not do with a step policy")
+        if plan.pieces:
+            raise ValueError("this policy splits prompts over steps, which vLLM 0.5.4 does not do with a step policy")
         reject = []
         for rejection in plan.rejected:
             if rejection.request.on_miss == "demote":

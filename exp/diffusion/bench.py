@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from diffusion_plugin.engine import Engine
 from diffusion_plugin.pipelines.base import Pipeline
@@ -13,7 +12,8 @@ from diffusion_plugin.request import ImageRequest, Job, to_pil
 from exp.harness.client import Job as Message
 from exp.harness.runner import OnStep
 from exp.harness.settings import Setting
-from neustream import LatencyTable, Limits, Request, Shape, StepPlan, StepPolicy, Streams, make_policy
+from neustream import LatencyTable, Request, make_policy
+from neustream.records import StepRecord
 from neustream.workload import gamma_arrivals, step_counts
 
 IDLE = 0.0005
@@ -72,31 +72,6 @@ class DiffusionBench:
         return DiffusionServer(self, setting, on_step)
 
 
-class Watched:
-    """A policy, and what it saw when it made its last plan."""
-
-    def __init__(self, policy: StepPolicy) -> None:
-        self.policy = policy
-        self.record: dict[str, Any] = {}
-
-    def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
-        plan = self.policy.plan(now, streams, limits)
-        if plan.module is not None:
-            fresh = sum(request.passes == 0 for request in plan.batch)
-            self.record = {
-                "module": plan.module,
-                "batch_size": len(plan.batch),
-                "high_priority_count": fresh,
-                "low_priority_count": len(plan.batch) - fresh,
-                "queue_size_before_schedule": len(streams[plan.module]),
-                "batch_size_after_schedule": len(plan.batch),
-                "running_requests_id_list": [request.request_id for request in plan.batch],
-                "rest_time": [round(request.next_deadline - now, 6) for request in plan.batch],
-                "rejected": [rejection.request.request_id for rejection in plan.rejected],
-            }
-        return plan
-
-
 class DiffusionServer:
     """Serves one setting. Implements `exp.harness.Server`; times are the wall clock's."""
 
@@ -104,8 +79,8 @@ class DiffusionServer:
         self.bench = bench
         self.setting = setting
         self.on_step = on_step
-        self.watched = Watched(make_policy(bench.policy, bench.table, slo_scale=setting["slo_scale"]))
-        self.engine = Engine(bench.pipeline, bench.table, policy=self.watched, clock=time.time, on_step=self._record)
+        policy = make_policy(bench.policy, bench.table, slo_scale=setting["slo_scale"])
+        self.engine = Engine(bench.pipeline, bench.table, policy=policy, clock=time.time, on_step=self._record)
         self._writer = ThreadPoolExecutor(1) if bench.save_images else None
         self._written: list[Future[None]] = []
 
@@ -139,17 +114,18 @@ class DiffusionServer:
                 self._written.append(self._writer.submit(_save, job, path))
         return [job.request for job in ended]
 
-    def _record(self, plan: StepPlan, asked: float, planned: float, ended: float) -> None:
-        if plan.module is None:
-            return
-        predicted = self.bench.table[plan.module].predict(Shape(len(plan.batch)))
+    def _record(self, record: StepRecord) -> None:
+        """The step's line: the common fields, and the names that the paper's artifact uses for some of them."""
+        num_passed_over = record.extra["num_passed_over"]
         self.on_step(
             {
-                "time": asked,
-                **self.watched.record,
-                "seconds": ended - asked,
-                "schedule_seconds": planned - asked,
-                "predicted_seconds": predicted,
+                **record.to_json(),
+                "high_priority_count": record.batch_size - num_passed_over,
+                "low_priority_count": num_passed_over,
+                "queue_size_before_schedule": record.extra["num_queued"],
+                "batch_size_after_schedule": record.batch_size,
+                "running_requests_id_list": list(record.request_ids),
+                "rest_time": [round(seconds, 6) for seconds in record.rest_seconds],
             }
         )
 

@@ -16,7 +16,7 @@ from exp.harness.serving import Interrupt, Server, serve
 from exp.harness.settings import Setting
 from neustream.cli.disturbance import waited_seconds
 from neustream.goodput import GoodputCounter
-from neustream.records import request_record
+from neustream.records import RequestRecord
 from neustream.request import Request
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -109,7 +109,7 @@ def measure(
 
     def on_end(request: Request) -> None:
         counter.add(request)
-        folder.requests.write({"setting": setting.index, **request_record(request, origin=origin)})
+        folder.requests.write({"setting": setting.index, **RequestRecord.of(request, origin=origin).to_json()})
         progress.ended(request)
 
     def on_arrival(request_id: str, arrival: float) -> None:

@@ -84,10 +84,7 @@ class LlmServer:
         self.slo = slo
         self.on_step = on_step
         self.has_failed = False
-        scheduler = engine.scheduler[0]
-        policy_driver = getattr(scheduler, "step_policy", None)
-        self._policy_on_step = getattr(policy_driver, "on_step", None)
-        scheduler.on_step = self._record_step
+        engine.scheduler[0].on_step = self._record_step
 
     @property
     def num_unfinished(self) -> int:
@@ -114,8 +111,6 @@ class LlmServer:
         return self.ledger.abort_all()
 
     def _record_step(self, step: Any) -> None:
-        if self._policy_on_step is not None:
-            self._policy_on_step(step)
         record: dict[str, Any] = {
             "time": step.start,
             "module": step.kind,

@@ -16,8 +16,8 @@ from neusim.sim.device import Device
 from neusim.sim.events import EventQueue, Priority
 from neusim.sim.memory import KvMemory
 from neusim.sim.process import Process, ProcessStreams, RunningStep
-from neustream.cost import gpu_demand, step_seconds
-from neustream.history import DriftMeter
+from neustream.cost import gpu_demand
+from neustream.history import StepHistory
 from neustream.loop import DONE, commit, reject
 from neustream.plan import UNLIMITED, Limits, StepPlan
 from neustream.policies import StepPolicy, is_llm
@@ -80,23 +80,20 @@ class Engine:
 
     def _process(self, modules: tuple[str, ...], policy: StepPolicy) -> Process:
         device = self.device
-        last_seconds: dict[str, float] = {}
-        drift = DriftMeter(self.table)
+        history = StepHistory(self.table)
         if not is_llm(self.table):
-            limits = Limits(last_seconds=last_seconds, drift=drift.ratios)
-            return Process(ProcessStreams(modules), policy, limits, last_seconds, drift)
+            return Process(ProcessStreams(modules), policy, history.limits(Limits()), history)
         memory = KvMemory(device.kv_blocks, device.block_size, device.watermark) if device.kv_blocks else None
-        limits = Limits(
+        held = Limits(
             max_resident=device.max_num_seqs,
             max_work=device.max_num_batched_tokens,
             free_blocks=memory.total if memory else UNLIMITED,
             block_size=device.block_size,
             spare_blocks=memory.spare if memory else 0,
             total_blocks=memory.total if memory else UNLIMITED,
-            last_seconds=last_seconds,
-            drift=drift.ratios,
+            can_split=True,
         )
-        return Process(ProcessStreams(modules), policy, limits, last_seconds, drift, memory)
+        return Process(ProcessStreams(modules), policy, history.limits(held), history, memory)
 
     # Requests come in.
 
@@ -126,6 +123,7 @@ class Engine:
         self._ask(process, now)
 
     def _finish(self, process: Process, request: Request) -> None:
+        process.history.finished(request)
         if process.memory is not None:
             process.memory.release(request)
         self.num_live -= 1
@@ -165,8 +163,9 @@ class Engine:
 
     def _start(self, process: Process, plan: StepPlan, now: float) -> None:
         assert plan.module is not None
-        process.drift.expect(plan)
-        seconds = step_seconds(self.table, plan)
+        process.history.planned(plan)
+        assert process.history.expected is not None
+        seconds = process.history.expected
         demand = self._demand(plan.module, len(plan.batch)) if self._is_shared else 1.0
         if self.device.slowness is not None:
             seconds *= self.device.slowness.at(now)
@@ -194,10 +193,9 @@ class Engine:
         if version != step.version:
             return  # contention has moved its end
         plan = step.plan
-        assert plan.module is not None
+        assert plan.kind is not None
         process.step = None
-        process.last_seconds[plan.module] = now - step.started
-        process.drift.observe(plan.module, now - step.started)
+        process.history.ended(plan.kind, now - step.started)
         self._share(now)
         for request in commit(process.streams, plan, DONE, now):
             self._finish(process, request)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from neusim.sim.memory import KvMemory
-from neustream.history import DriftMeter
+from neustream.history import StepHistory
 from neustream.plan import Limits, StepPlan
 from neustream.policies import StepPolicy
 from neustream.request import Request
@@ -58,10 +58,8 @@ class Process:
     streams: ProcessStreams
     policy: StepPolicy
     limits: Limits
-    last_seconds: dict[str, float]
-    """How long the last step of each module took; `limits` refers to it."""
-    drift: DriftMeter
-    """How its steps differ from the table; `limits` refers to its ratios."""
+    """What the device holds and its past; the parts that `history` filled in are live."""
+    history: StepHistory
     memory: KvMemory | None = None
     inbox: list[Request] = field(default_factory=list)
     """Who has come since the step under way was planned: they were not passed over by it."""
@@ -80,8 +78,8 @@ class Process:
                 lost.add(request.request_id)
             if lost:
                 batch = tuple(request for request in plan.batch if request.request_id not in lost)
-                chunks = tuple(chunk for chunk in plan.chunks if chunk.request.request_id not in lost)
-                plan = replace(plan, module=DECODE if batch or chunks else None, batch=batch, chunks=chunks)
-        for request in (*(plan.batch if plan.module != DECODE else ()), *(chunk.request for chunk in plan.chunks)):
+                pieces = tuple(piece for piece in plan.pieces if piece.request.request_id not in lost)
+                plan = replace(plan, module=DECODE if batch or pieces else None, batch=batch, pieces=pieces)
+        for request in (*(plan.batch if plan.module != DECODE else ()), *(piece.request for piece in plan.pieces)):
             self.memory.take(request, request.context)
         return plan, bool(lost)

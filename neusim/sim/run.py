@@ -90,8 +90,7 @@ def simulate(
         nonlocal num_steps
         num_steps += 1
         if keep_steps:
-            members = (*plan.batch, *(chunk.request for chunk in plan.chunks))
-            ids = tuple(request.request_id for request in members)
+            ids = tuple(request.request_id for request in plan.members)
             steps.append(StepTrace(start, end, str(plan.module), ids, waiting))
 
     build = partial(named_policy, policy, table, device, slo_scale) if isinstance(policy, str) else policy

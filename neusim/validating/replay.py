@@ -35,7 +35,7 @@ class Replay:
     """A workload of recorded requests: their arrivals, sizes, visits and SLO."""
 
     records: tuple[dict[str, Any], ...]
-    """As `neustream.records.request_record` writes them."""
+    """As `neustream.records.RequestRecord` writes them."""
     slo: Slo
     table: LatencyTable
     """The table that their deadlines were made with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neustream.plan import IDLE, Chunk, Limits, StepPlan
+from neustream.plan import IDLE, Limits, Piece, StepPlan
 from neustream.policies.base import seats_taken
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
@@ -28,30 +28,30 @@ class Chunked:
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
         running = tuple(streams[DECODE])
         decodes = seats_taken(running)
-        chunks = self._chunks(streams, limits, min(self.budget, limits.max_work) - decodes, decodes)
+        pieces = self._pieces(streams, limits, min(self.budget, limits.max_work) - decodes, decodes)
         if running:
-            return StepPlan(DECODE, running, chunks=chunks)
-        return StepPlan(PREFILL, chunks=chunks) if chunks else IDLE
+            return StepPlan(DECODE, running, pieces=pieces)
+        return StepPlan(PREFILL, pieces=pieces) if pieces else IDLE
 
-    def _chunks(self, streams: Streams, limits: Limits, work: int, decodes: int) -> tuple[Chunk, ...]:
+    def _pieces(self, streams: Streams, limits: Limits, work: int, decodes: int) -> tuple[Piece, ...]:
         """Pieces of prompts for at most `work` tokens; a prompt's seat and memory are taken with its first piece."""
-        chunks: list[Chunk] = []
+        pieces: list[Piece] = []
         waiting = streams[PREFILL]
-        seats = limits.max_resident - decodes - seats_taken(r for r in waiting if r.processed)
+        seats = limits.max_resident - decodes - seats_taken(r for r in waiting if r.is_resident)
         growth = sum(1 for r in streams[DECODE] if limits.blocks(r.context) > limits.blocks(r.context - 1))
         blocks = limits.free_blocks - limits.spare_blocks - growth
         for is_begun in (True, False):
             for request in waiting:
                 if work <= 0:
-                    return tuple(chunks)
-                if bool(request.processed) is not is_begun:
+                    return tuple(pieces)
+                if request.is_resident is not is_begun:
                     continue
                 if not is_begun:
                     seats -= request.width
                     blocks -= limits.blocks(request.pending)
                     if seats < 0 or blocks < 0:
-                        return tuple(chunks)
+                        return tuple(pieces)
                 piece = min(request.pending, work)
                 work -= piece
-                chunks.append(Chunk(request, piece))
-        return tuple(chunks)
+                pieces.append(Piece(request, piece))
+        return tuple(pieces)

@@ -7,7 +7,7 @@ from functools import cache
 from itertools import chain, combinations, product
 from typing import TypeVar
 
-from neustream import Chunk, LatencyTable, Request, Shape, StepPlan
+from neustream import LatencyTable, Piece, Request, Shape, StepPlan
 from neustream.cost import step_seconds
 
 SLACK = 1e-9
@@ -83,7 +83,7 @@ def serve_text(requests: Sequence[Request], table: LatencyTable) -> int:
     @cache
     def seconds(module: str, batch: State, chunks: State) -> float:
         members = tuple(_at(*member) for member in batch)
-        return step_seconds(table, StepPlan(module, members, chunks=tuple(Chunk(_at(*c[:3]), c[3]) for c in chunks)))
+        return step_seconds(table, StepPlan(module, members, pieces=tuple(Piece(_at(*c[:3]), c[3]) for c in chunks)))
 
     def _at(i: int, processed: int, units: int) -> Request:
         original = requests[i]

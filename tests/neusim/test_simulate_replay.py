@@ -15,7 +15,7 @@ from neusim.sim.device import Slowness
 from neusim.validating.replay import StepTimes, read_run, read_steps
 from neustream import LatencyTable, Request, parse_slo, save_table
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
-from neustream.records import JsonLines, request_record
+from neustream.records import JsonLines, RequestRecord
 from neustream.tables import table_path
 
 LLM = LatencyTable(
@@ -39,7 +39,7 @@ def write_run(folder: Path, table: LatencyTable, policy: str, axes: dict[str, fl
                 workload = LlmWorkload(axes["rate"], axes["cv"], slo, 8, 40, seed)
 
             def keep(request: Request, index: int = index) -> None:
-                lines.write({"setting": index, **request_record(request, origin=0.0)})
+                lines.write({"setting": index, **RequestRecord.of(request, origin=0.0).to_json()})
 
             name = "fcfs" if policy == "vllm" else policy
             result = simulate(table, name, workload, Device(), on_end=keep)

@@ -8,7 +8,7 @@ import pytest
 
 from neusim.sim import Device, Result, default_device, simulate
 from neusim.sim.events import EventQueue, Priority
-from neustream import Chunk, Deadlines, LatencyTable, Limits, Outcome, Request, StepPlan, Streams
+from neustream import Deadlines, LatencyTable, Limits, Outcome, Piece, Request, StepPlan, Streams
 from neustream.cost import gpu_demand, step_seconds
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.plan import IDLE
@@ -145,9 +145,9 @@ class Chunks:
     """Processes prompts in pieces of ten that ride along with all decodes."""
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
-        pieces = tuple(Chunk(request, min(request.pending, 10)) for request in streams["prefill"])
+        pieces = tuple(Piece(request, min(request.pending, 10)) for request in streams["prefill"])
         decodes = tuple(streams["decode"])
-        return StepPlan("decode", decodes, chunks=pieces) if pieces or decodes else IDLE
+        return StepPlan("decode", decodes, pieces=pieces) if pieces or decodes else IDLE
 
 
 def test_a_piece_of_a_prompt_rides_along_with_the_decodes():
@@ -170,11 +170,11 @@ def test_a_mixed_step_is_never_cheaper_than_its_decodes_and_pays_for_context():
     table = LatencyTable("o", "d", {"prefill": TokensLatency((0.0, 0.01, 0.0)), "decode": ContextLatency((0.1, 0.001))})
     running, waiting = prompt("r", 0.0, 20, 9), prompt("w", 0.0, 30, 9)
     running.advance(0.0)
-    assert step_seconds(table, StepPlan("decode", (running,), chunks=(Chunk(waiting, 2),))) == pytest.approx(0.121)
+    assert step_seconds(table, StepPlan("decode", (running,), pieces=(Piece(waiting, 2),))) == pytest.approx(0.121)
     waiting.processed = 10
-    mixed = StepPlan("decode", (running,), chunks=(Chunk(waiting, 20),))
+    mixed = StepPlan("decode", (running,), pieces=(Piece(waiting, 20),))
     assert step_seconds(table, mixed) == pytest.approx(0.01 * 21 + 0.001 * (21 + 10))
-    assert step_seconds(table, StepPlan("prefill", (), chunks=(Chunk(waiting, 5),))) == pytest.approx(0.05 + 0.01)
+    assert step_seconds(table, StepPlan("prefill", (), pieces=(Piece(waiting, 5),))) == pytest.approx(0.05 + 0.01)
 
 
 def test_overhead_is_part_of_every_step():

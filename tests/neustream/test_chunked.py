@@ -27,17 +27,13 @@ def prompt(name: str, size: int, tokens: int) -> Request:
 def steps_of(table: LatencyTable, policy: Chunked, requests: list[Request], limits: Limits | None = None):
     """Each step as `(end, module, decodes, {request: piece})`, with all requests there from the start."""
     steps = []
-
-    def on_step(plan: StepPlan, asked: float, planned: float, ended: float) -> None:
-        pieces = {chunk.request.request_id: chunk.work for chunk in plan.chunks}
-        steps.append((round(ended, 9), plan.module, [request.request_id for request in plan.batch], pieces))
-
-    loop, _ = fake_loop(policy, table, lambda request: None, limits)
-    loop.on_step = on_step
+    loop, clock = fake_loop(policy, table, lambda request: None, limits)
     for request in requests:
         loop.streams.add(request)
     while len(loop.streams):
-        loop.step()
+        plan = loop.step()
+        pieces = {piece.request.request_id: piece.work for piece in plan.pieces}
+        steps.append((round(clock.now, 9), plan.module, [request.request_id for request in plan.batch], pieces))
         loop.streams.check_integrity()
     return steps
 
@@ -79,14 +75,14 @@ def test_a_prompt_waits_for_a_seat_and_for_memory(table, limits):
     for request in (prompt("a", 5, 1), prompt("b", 5, 1)):
         streams.add(request)
     plan = Chunked(table).plan(0.0, streams, limits)
-    assert [chunk.request.request_id for chunk in plan.chunks] == ["a"]
+    assert [piece.request.request_id for piece in plan.pieces] == ["a"]
 
 
 def test_a_step_takes_no_more_work_than_the_device_allows(table):
     streams = Streams(table.modules)
     streams.add(prompt("a", 50, 1))
     plan = Chunked(table).plan(0.0, streams, Limits(max_work=8))
-    assert (plan.module, plan.batch, [chunk.work for chunk in plan.chunks]) == ("prefill", (), [8])
+    assert (plan.module, plan.batch, [piece.work for piece in plan.pieces]) == ("prefill", (), [8])
 
 
 def test_with_nothing_to_run_it_idles(table):

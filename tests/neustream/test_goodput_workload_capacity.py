@@ -11,7 +11,7 @@ import pytest
 from neustream import Outcome, Request
 from neustream.capacity import llm_capacity, pipeline_capacity
 from neustream.goodput import SAMPLES, GoodputCounter, Reservoir
-from neustream.records import JsonLines, request_record
+from neustream.records import JsonLines, RequestRecord
 from neustream.route import llm_route, pipeline_route
 from neustream.slo import NO_DEADLINES, Deadlines
 from neustream.workload import gamma_arrivals, prompt_lengths, step_counts
@@ -105,10 +105,11 @@ def test_pipeline_capacity_takes_the_best_batch_within_the_slo(loop_table):
 
 def test_records_are_json_lines_with_times_since_the_origin(tmp_path: Path):
     with JsonLines(tmp_path / "runs" / "requests.jsonl") as lines:
-        lines.write(request_record(finished("a", [11.0, 12.0], Deadlines(11.5, 1.0), 10.0), origin=10.0))
+        ended = finished("a", [11.0, 12.0], Deadlines(11.5, 1.0), 10.0)
+        lines.write(RequestRecord.of(ended, origin=10.0).to_json())
         free = Request("b", 10.0, NO_DEADLINES, pipeline_route(("denoise",), 3))
         free.end(11.0, Outcome.ABORTED, "client gone")
-        lines.write(request_record(free, origin=10.0))
+        lines.write(RequestRecord.of(free, origin=10.0).to_json())
     first, second = [json.loads(line) for line in (tmp_path / "runs" / "requests.jsonl").read_text().splitlines()]
     assert (first["arrival"], first["first_unit"], first["last_deadline"], first["outcome"]) == (0.0, 1.0, 2.5, "met")
     assert (second["outcome"], second["reason"], second["first_deadline"]) == ("aborted", "client gone", None)

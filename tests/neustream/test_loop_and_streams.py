@@ -65,12 +65,13 @@ def test_an_aborted_request_leaves_at_the_step_boundary(loop_table):
 
 def test_the_loop_reports_each_step_with_its_times(loop_table):
     steps = []
-    loop, _ = fake_loop(make_policy("neustream", loop_table), loop_table, lambda request: None)
-    loop.on_step = lambda plan, asked, planned, ended: steps.append((plan.module, asked, planned, ended))
+    policy = make_policy("neustream", loop_table)
+    loop, _ = fake_loop(policy, loop_table, lambda request: None, on_step=steps.append)
     loop.streams.add(image("a", 1))
     loop.step()
     loop.step()
-    assert steps == [("denoise", 0.0, 0.0, 1.0), ("vae", 1.0, 1.0, 1.5)]
+    times = [(step.kind, step.request_ids, step.time, step.seconds, step.predicted_seconds) for step in steps]
+    assert times == [("denoise", ("a",), 0.0, 1.0, 1.0), ("vae", ("a",), 1.0, 0.5, 0.5)]
 
 
 def test_a_stream_refuses_a_second_request_of_the_same_id_and_an_unknown_module():

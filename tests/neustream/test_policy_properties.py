@@ -60,16 +60,16 @@ def states(draw: st.DrawFn, table: LatencyTable) -> tuple[Streams, float]:
 
 def check_plan(plan: StepPlan, streams: Streams) -> None:
     rejected = {rejection.request.request_id for rejection in plan.rejected}
-    batched = [request.request_id for request in plan.batch] + [c.request.request_id for c in plan.chunks]
+    batched = [request.request_id for request in plan.batch] + [piece.request.request_id for piece in plan.pieces]
     assert len(batched) == len(set(batched))
     assert not rejected & set(batched)
     for request in plan.batch:
         assert plan.module is not None
         assert request in list(streams[plan.module])
         assert request.outcome is None
-    for chunk in plan.chunks:
-        assert chunk.request.stage == 0
-        assert 0 < chunk.work <= chunk.request.pending
+    for piece in plan.pieces:
+        assert piece.request.stage == 0
+        assert 0 < piece.work <= piece.request.pending
     assert all(rejection.reason for rejection in plan.rejected)
     assert all(rejection.request.outcome is None for rejection in plan.rejected)
 

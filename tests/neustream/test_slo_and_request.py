@@ -135,7 +135,7 @@ def test_a_request_ends_once_and_does_not_move_after_it():
     request.end(1.0, Outcome.ABORTED, "client gone")
     with pytest.raises(ValueError, match="has ended already"):
         request.end(2.0)
-    with pytest.raises(ValueError, match="cannot advance"):
+    with pytest.raises(ValueError, match="cannot move"):
         request.advance(2.0)
 
 
@@ -150,3 +150,51 @@ def test_impossible_requests_are_refused_where_they_are_made():
 
 def test_batch_latency_knows_its_largest_measured_batch():
     assert BatchLatency((1, 8), (1.0, 2.0)).largest == 8
+
+
+def test_a_request_that_moves_ahead_of_its_units_reads_the_deadline_of_the_next_one_to_be_planned():
+    request = Request("r", 0.0, Deadlines(1.0, 0.5), llm_route(4), 10)
+    assert not request.move()
+    assert (request.module, request.in_flight, request.units, request.context) == ("decode", 1, 0, 11)
+    assert request.next_deadline == 1.5
+    assert not request.move()
+    assert (request.in_flight, request.next_deadline, request.left) == (2, 2.0, [0, 2])
+    request.deliver(1.0)
+    request.deliver(1.6)
+    assert (request.units, request.units_on_time, request.in_flight, request.next_deadline) == (2, 1, 0, 2.0)
+    assert not request.move()
+    assert request.move()
+    assert (request.in_flight, request.left) == (2, [0, 0])
+
+
+def test_a_preemption_loses_the_units_in_flight_and_they_are_planned_again():
+    request = Request("r", 0.0, Deadlines(1.0, 0.5), llm_route(4), 10)
+    request.advance(0.5)
+    request.move()
+    request.move()
+    request.preempt()
+    assert (request.module, request.in_flight, request.units, request.left, request.pending) == (
+        "prefill", 0, 1, [1, 2], 11,
+    )  # fmt: skip
+    assert request.next_deadline == 1.5
+    steps = [request.advance(2.0) for _ in range(3)]
+    assert (steps, request.units) == ([False, False, True], 4)
+
+
+def test_a_lone_unit_that_is_lost_in_flight_is_planned_again():
+    request = Request("r", 0.0, Deadlines(1.0), llm_route(1), 10)
+    assert request.move()
+    request.preempt()
+    assert (request.left, request.in_flight) == ([1, 0], 0)
+    assert request.advance(2.0)
+
+
+def test_pieces_complete_the_input_that_no_prefix_cache_spares():
+    request = Request("r", 0.0, NO_DEADLINES, llm_route(4), 10)
+    request.cached = 6
+    assert (request.pending, request.is_resident) == (4, False)
+    assert not request.process(3)
+    assert (request.pending, request.is_resident) == (1, True)
+    assert request.process(1)
+    request.preempt()
+    assert (request.pending, request.is_resident) == (4, False)
