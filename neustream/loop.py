@@ -36,7 +36,7 @@ class Executor(Protocol):
         ...
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Run the plan's batch to its end."""
+        """Run the plan's batch to its end. The plan's preempted requests hold no memory from here on."""
         ...
 
 
@@ -52,6 +52,12 @@ def reject(streams: Streams, plan: StepPlan, now: float) -> list[Request]:
         request.end(now, Outcome.REJECTED, rejection.reason)
         ended.append(request)
     return ended
+
+
+def preempt(streams: Streams, plan: StepPlan) -> None:
+    """Send the plan's preempted requests back to their first stage, before the step; the memory is the driver's."""
+    for request in plan.preempted:
+        streams.preempt(request)
 
 
 def commit(streams: Streams, plan: StepPlan, result: StepResult, now: float) -> list[Request]:
@@ -123,6 +129,7 @@ class StepLoop:
         planned = self.clock()
         for request in reject(self.streams, plan, planned):
             self._end(request)
+        preempt(self.streams, plan)
         if plan.kind is None:
             return plan
         self.history.planned(plan)

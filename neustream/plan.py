@@ -38,7 +38,14 @@ class StepPlan:
 
     Pieces are in service order. All but the last complete their request's first stage. With nothing to run,
     `module` is None; `wake` then says when the policy wants to be asked again at the latest, in seconds on the
-    driver's clock (None: when something arrives). Raises ValueError where `module` and the members disagree.
+    driver's clock (None: when something arrives).
+
+    `preempted` are resident requests that are no members of the step. Before the step gets its memory, and after
+    the rejections, the driver takes their seats and memory and sends them back to their first stage, in the order
+    given: each goes to the front of that stream, as one that the driver itself preempts does (`loop.preempt`). The
+    step may count on the memory of all of them. A plan may preempt without running anything.
+
+    Raises ValueError where `module` and the members disagree.
     """
 
     module: str | None = None
@@ -46,6 +53,7 @@ class StepPlan:
     rejected: tuple[Rejection, ...] = ()
     pieces: tuple[Piece, ...] = ()
     wake: float | None = None
+    preempted: tuple[Request, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.module is None) != (not self.batch and not self.pieces):

@@ -49,6 +49,16 @@ class Streams:
         del self._streams[module or request.module][request.request_id]
         self.num_demoted -= request.demoted
 
+    def preempt(self, request: Request) -> None:
+        """Send it back to its first stage, foremost in that stream: it must make all of its state anew."""
+        self.remove(request)
+        request.preempt()
+        stream = self._streams[request.module]
+        others = dict(stream)
+        stream.clear()
+        self.add(request)
+        stream.update(others)
+
     def demote(self, request: Request) -> None:
         """Mark it as one to be served when nothing else needs the device."""
         self.num_demoted += not request.demoted

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from neusim.sim.memory import KvMemory
 from neustream.history import StepHistory
+from neustream.loop import preempt
 from neustream.plan import Limits, StepPlan
 from neustream.policies import StepPolicy
 from neustream.request import Request
@@ -26,16 +27,6 @@ class ProcessStreams(Streams):
             super().add(request)
         else:
             self.outbox.append(request)
-
-    def preempt(self, request: Request) -> None:
-        """Send a request back to its first stage, foremost in that stream."""
-        self.remove(request)
-        request.preempt()
-        waiting = self._streams[request.module]
-        others = dict(waiting)
-        waiting.clear()
-        self.add(request)
-        waiting.update(others)
 
 
 @dataclass(slots=True)
@@ -68,9 +59,15 @@ class Process:
     """Whether a planning event is queued for this instant already."""
 
     def allocate(self, plan: StepPlan) -> tuple[StepPlan, bool]:
-        """Give a step its memory: `(the plan without those who were preempted for it, whether there were any)`."""
+        """Give a step its memory: `(the plan without those who were preempted for it, whether there were any)`.
+
+        First those go whom the plan itself preempts; then, for a decode step, whoever vLLM would preempt.
+        """
+        preempt(self.streams, plan)
         if self.memory is None:
-            return plan, False
+            return plan, bool(plan.preempted)
+        for request in plan.preempted:
+            self.memory.release(request)
         lost: set[str] = set()
         if plan.module == DECODE:
             for request in self.memory.grow(plan.batch):
@@ -82,4 +79,4 @@ class Process:
                 plan = replace(plan, module=DECODE if batch or pieces else None, batch=batch, pieces=pieces)
         for request in (*(plan.batch if plan.module != DECODE else ()), *(piece.request for piece in plan.pieces)):
             self.memory.take(request, request.context)
-        return plan, bool(lost)
+        return plan, bool(lost) or bool(plan.preempted)

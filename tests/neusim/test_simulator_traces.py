@@ -133,6 +133,32 @@ def test_a_preempted_request_is_before_all_others_in_its_stream():
     assert prefills == ["a b", "b c"]
 
 
+class Evicting:
+    """Prefills the last to come, taking the device from whoever runs; else decodes."""
+
+    def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+        waiting, running = list(streams["prefill"]), tuple(streams["decode"])
+        if waiting and waiting[-1].units == 0:
+            return StepPlan("prefill", (waiting[-1],), preempted=running)
+        return StepPlan("decode", running) if running else StepPlan("prefill", tuple(waiting))
+
+
+def test_a_plan_that_preempts_frees_their_memory_before_its_step():
+    """Four blocks of four tokens: either prompt takes two and grows to three, so both do not fit."""
+
+    def make() -> list[Request]:
+        return [prompt("a", 0.0, 8, 3), prompt("b", 0.1, 8, 2)]
+
+    result = run(OPT, Evicting, make, Device(kv_blocks=4, block_size=4, watermark=0.0))
+    assert trace(result) == [
+        (0.0, 0.18, "prefill", "a"),
+        (0.18, 0.36, "prefill", "b"),
+        (0.36, 0.46, "decode", "b"),
+        (0.46, 0.65, "prefill", "a"),  # its 8 tokens and the one it had generated
+        (0.65, 0.75, "decode", "a"),
+    ]
+
+
 def test_a_request_that_memory_can_never_hold_fails_with_the_reason():
     ended: list[Request] = []
     run(OPT, "fcfs", lambda: [prompt("a", 0.0, 20, 10)], Device(kv_blocks=7, block_size=4), on_end=ended.append)
