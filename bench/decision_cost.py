@@ -7,14 +7,19 @@ The budget: 200 µs at 64 + 64, 1 ms at 256 + 256, growing no faster than n log 
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":  # neusim/_script.py says why
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    from neusim._script import prepare
+
+    prepare(__file__)
+
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from neustream import POLICIES, LatencyTable, Limits, Request, ScaleSlo, Stage, Streams, make_policy
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency

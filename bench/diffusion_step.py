@@ -10,16 +10,21 @@ Requests are at mixed timesteps of mixed step counts. Prints the medians and the
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":  # neusim/_script.py says why
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    from neusim._script import prepare
+
+    prepare(__file__)
+
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffusion_plugin import ImageRequest, Pipeline, load_pipeline
 from diffusion_plugin.build import set_threads

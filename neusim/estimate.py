@@ -9,22 +9,28 @@ How the seconds come about, and how far they are from measured ones: docs/estima
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
+
+if __name__ == "__main__":  # neusim/_script.py says why
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    from neusim._script import prepare
+
+    prepare(__file__)
+
+import argparse
 from pathlib import Path
 from typing import Any
 
+from neusim.estimating.llm import opt_modules
+from neusim.estimating.roofline import BYTES, Roofline
+from neustream.catalog import find_model
+from neustream.catalog.accelerators import ACCELERATORS, GIGA, TERA, Accelerator, find_accelerator
+from neustream.catalog.llms import MEMORY_SHARE, OptShape
+from neustream.cli.arguments import Parser
+from neustream.tables import LatencyTable, save_table, table_path
+
 ROOT = Path(__file__).resolve().parent.parent
-# Run as a script, this folder comes first on sys.path, where profile.py would hide the standard library's.
-sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "neusim")]
-
-from neusim.estimating.llm import opt_modules  # noqa: E402
-from neusim.estimating.roofline import BYTES, Roofline  # noqa: E402
-from neustream.catalog import find_model  # noqa: E402
-from neustream.catalog.accelerators import ACCELERATORS, GIGA, TERA, Accelerator, find_accelerator  # noqa: E402
-from neustream.catalog.llms import MEMORY_SHARE, OptShape  # noqa: E402
-from neustream.tables import LatencyTable, save_table, table_path  # noqa: E402
-
 TABLES = ROOT / "neusim" / "tables"
 DEFAULT_TP = {"opt-30b": 2, "opt-66b": 4}
 
@@ -83,24 +89,27 @@ def describe(roofline: Roofline, dtype: str) -> dict[str, Any]:
     }
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="estimate.py", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", required=True, help="opt-… or an image model, such as opt-13b, sd15-512")
-    parser.add_argument("--device", required=True, help=f"one of {', '.join(ACCELERATORS)}")
-    parser.add_argument("--tp", type=int, help="devices that share an OPT model (opt-30b: 2, opt-66b: 4, others: 1)")
-    parser.add_argument("--dtype", default="float16", help=f"one of {', '.join(BYTES)} (default: float16)")
-    parser.add_argument("--out", type=Path, default=TABLES, help="folder of tables (default: neusim/tables)")
-    return parser.parse_args(argv)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = Parser(prog="estimate.py", description=(__doc__ or "").split("\n")[0])
+    result.add_argument("--model", required=True, help="opt-… or an image model, such as opt-13b, sd15-512")
+    result.add_argument("--device", required=True, help=f"one of {', '.join(ACCELERATORS)}")
+    result.add_argument("--tp", type=int, help="devices that share an OPT model (opt-30b: 2, opt-66b: 4, others: 1)")
+    result.add_argument("--dtype", default="float16", help=f"one of {', '.join(BYTES)} (default: float16)")
+    result.add_argument("--out", type=Path, default=TABLES, help="folder of tables (default: neusim/tables)")
+    return result
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
+    """The command; returns its exit code."""
+    command = parser()
+    arguments = command.parse_args(argv)
     try:
         table = estimate(arguments.model, arguments.device, tp=arguments.tp, dtype=arguments.dtype)
         path = table_path(arguments.out, table.device, f"{table.model}.estimated")
         save_table(table, path)
     except (ValueError, OSError) as error:
-        print(f"estimate.py: {error}", file=sys.stderr)
+        print(f"{command.prog}: {error}", file=sys.stderr)
         return 2
     for name, module in table.modules.items():
         step, _ = module.standalone(256)

@@ -1,17 +1,15 @@
-"""Measure a model's latency table on this machine: `python neusim/profile.py --model opt-13b`.
+"""Measure a model's latency table on this machine: `python neusim/profile.py --model opt-13b`."""
 
-Run as a script, this file's folder would stand first on `sys.path`, where its name hides the standard library's
-`profile` from `cProfile`, and so from torch. So the repository's root takes its place before anything else is
-imported.
-"""
+from __future__ import annotations
 
 import os
 import sys
 
-if __name__ == "__main__":
-    _here = os.path.dirname(os.path.realpath(__file__))
-    sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or ".") != _here]
-    sys.path.insert(0, os.path.dirname(_here))
+if __name__ == "__main__":  # neusim/_script.py says why
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    from neusim._script import prepare
+
+    prepare(__file__)
 
 import argparse
 import time
@@ -75,11 +73,12 @@ def print_fit(table: LatencyTable) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = vars(parser().parse_args(argv))
+    command = parser()
+    arguments = vars(command.parse_args(argv))
     try:
         profile_model(**arguments)
     except SettingsError as error:
-        print(f"profile.py: {error}", file=sys.stderr)
+        print(f"{command.prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; what was measured is kept: the same command resumes", file=sys.stderr)

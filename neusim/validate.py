@@ -12,9 +12,11 @@ from __future__ import annotations
 import os
 import sys
 
-if __name__ == "__main__":  # this folder would come first on sys.path, where profile.py hides the standard library's
-    _here = os.path.dirname(os.path.realpath(__file__))
-    sys.path[:] = [os.path.dirname(_here), *(entry for entry in sys.path if os.path.realpath(entry or ".") != _here)]
+if __name__ == "__main__":  # neusim/_script.py says why
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    from neusim._script import prepare
+
+    prepare(__file__)
 
 import argparse
 import subprocess

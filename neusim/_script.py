@@ -1,0 +1,73 @@
+"""What a script of this repository does first: it finds the code of its checkout, and a Python that can run it.
+
+Two things would be in its way. A script's own folder stands first on `sys.path`; in this one, profile.py would hide
+the standard library's `profile` from `cProfile`, and so from torch. And in a plain shell, `python` is not that of the
+environment which `install.sh` made, and lacks what it has.
+
+Imports nothing but the standard library, and parses on older Pythons, which it can then leave.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from types import TracebackType
+from typing import NoReturn
+
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+ENVIRONMENT = os.path.join(ROOT, ".venv")
+OLDEST = (3, 11)
+STARTED_AGAIN = "NEUSTREAM_STARTED_AGAIN"
+"""Holds the id of the process that a script has already started again, which keeps its id: it does so once."""
+
+
+def prepare(script: str) -> None:
+    """Let the checkout's packages be imported first, and let a module that is missing lead to the environment.
+
+    `script` is the started file. Nothing else changes where every import works, whatever Python that is.
+    """
+    folder = os.path.dirname(os.path.realpath(script))
+    others = [entry for entry in sys.path if os.path.realpath(entry or ".") not in (folder, ROOT)]
+    sys.path[:] = [ROOT, *others]
+    name = os.path.basename(script)
+    if sys.version_info < OLDEST:
+        go_on_in_environment(name, f"is older than Python {OLDEST[0]}.{OLDEST[1]}")
+
+    def handle(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, ModuleNotFoundError) and error.name and not _is_ours(error.name):
+            go_on_in_environment(name, f"has no module {error.name.partition('.')[0]}")
+        sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = handle
+
+
+def go_on_in_environment(name: str, reason: str) -> NoReturn:
+    """Start the same command line again with the environment's Python, or say in one line how to make it.
+
+    `reason` says what is wrong with the Python that runs.
+    """
+    python = os.path.join(ENVIRONMENT, "bin", "python")
+    is_there_already = os.path.realpath(sys.prefix) == os.path.realpath(ENVIRONMENT)
+    was_started_again = os.environ.pop(STARTED_AGAIN, "") == str(os.getpid())
+    if os.access(python, os.X_OK) and not is_there_already and not was_started_again:
+        os.environ[STARTED_AGAIN] = str(os.getpid())
+        sys.stdout.flush()
+        try:
+            os.execv(python, [python, *_command_line()])
+        except OSError as error:
+            reason += f", and {python} cannot be run ({error.strerror})"
+    remedy = f"`bash {shlex.quote(os.path.join(ROOT, 'install.sh'))}` makes an environment for it"
+    print(f"{name}: {sys.executable} {reason}; {remedy}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _is_ours(module: str) -> bool:
+    """Whether a module is the checkout's: that it is missing is a fault of ours, not of the Python that runs."""
+    first = os.path.join(ROOT, module.partition(".")[0])
+    return os.path.exists(first) or os.path.exists(f"{first}.py")
+
+
+def _command_line() -> list[str]:
+    """What followed the name of this Python: options, then `-m` and a module or a script's path, then arguments."""
+    return list(getattr(sys, "orig_argv", ["", *sys.argv])[1:])
