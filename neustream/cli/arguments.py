@@ -6,7 +6,10 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
+
+COMMON_NAME = "neustream"
+"""The command in front of all others; `sys.argv[0]` is `neustream NAME` in a command that it started."""
 
 Check = Callable[[float], str | None]
 """Says what a number should have been, or None if it is right."""
@@ -21,7 +24,12 @@ class RunFailed(RuntimeError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, without the usage."""
+    """An argument parser whose errors are one line, without the usage. Its `prog` is what the user typed."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        if sys.argv[0].startswith(f"{COMMON_NAME} "):
+            options["prog"] = sys.argv[0]
+        super().__init__(*arguments, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
