@@ -10,7 +10,6 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CACHE=$ROOT/.cache
 LOG=$CACHE/install.log
 VLLM=0.5.4
-VLLM_ARCHIVE_SHA256=90cb96d93c45924cc7d797c0eaef5b7a9779fbba03c3fa1b0ebb134986afd0e0
 WORK="" # a folder for what is not finished yet, once the lock is ours
 exec 4>&2 # what the user must see; inside a stage, 2 goes to the log
 
@@ -28,7 +27,9 @@ Run it again at any time: it does only what is missing.
 
 Default target: what DIR was built for, else cuda if an NVIDIA GPU is visible, else cpu.
 Packages come from pip's configured sources. The CPU target needs the CPU build of PyTorch: if none of those sources has
-it, name an index or a folder that does, in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
+it, name an index or a folder that does, in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS. Every other package is checked against
+the hashes in constraints/, wherever it comes from. Run by root on Debian or Ubuntu, it installs the system packages that
+are missing; other users are told their names.
 Wheels built here are kept in .cache/, and the full log is .cache/install.log.
 EOF
 }
@@ -62,14 +63,27 @@ parse_arguments() {
 
 # --- What is there already ------------------------------------------------------------------------------------------
 
-pin() { sed -n "s/^$1==//p" "$PINS"; }
+select_pins() { # $1: "only" or "but", $2: packages, as a|b. Their pins, with the hashes.
+    awk -F== -v how="$1" -v names="^($2)\$" \
+        '/^[^ ]/ { chosen = !/^#/ && ($1 ~ names) == (how == "only") } chosen' "$PINS"
+}
+
+pinned_version() { select_pins only "$1" | sed -n 's/^[^ ]*==\([^ ]*\).*/\1/p'; }
+
+pinned_names() { sed -n 's/^\([^ #]*\)==.*/\1/p' "$1" | sort; }
 
 # The wheel is compiled for this processor's instruction set, so that belongs to its name.
-instruction_set() { lscpu | { grep -owE 'avx2|avx512f|avx512_bf16' || true; } | sort -u | paste -sd_; }
+instruction_set() {
+    { lscpu || cat /proc/cpuinfo || true; } 2>/dev/null |
+        { grep -owE 'avx2|avx512f|avx512_bf16' || true; } | sort -u | paste -sd_
+}
 
 compute_keys() {
-    PACKAGES_KEY=$(cat "$ROOT/requirements.txt" "$PINS" | sha256sum | cut -c1-16)-$ROOT
-    VLLM_KEY=vllm-$VLLM-$TARGET-torch$(pin torch)-cp311
+    local torch
+    torch=$(pinned_version torch)
+    PACKAGES_KEY=$(cat "$ROOT/requirements.txt" "$PINS" | sha256sum | cut -c1-16)
+    PROJECT_KEY=$(sha256sum <"$ROOT/pyproject.toml" | cut -c1-16)-$ROOT
+    VLLM_KEY=vllm-$VLLM-$TARGET-torch${torch%+cpu}-cp311
     [ "$TARGET" = cuda ] || VLLM_KEY+=-$(instruction_set)
     PATCHES_KEY=$VLLM_KEY-$(cat "$ROOT"/patches/series "$ROOT"/patches/*.patch | sha256sum | cut -c1-16)
 }
@@ -78,7 +92,8 @@ has_stamp() { [ -f "$STATE/$1" ] && [ "$(<"$STATE/$1")" = "$2" ]; }
 
 is_complete() {
     [ -x "$VENV/bin/python" ] && [ ! -e "$STATE/busy" ] && has_stamp target "$TARGET" &&
-        has_stamp packages "$PACKAGES_KEY" && has_stamp vllm "$VLLM_KEY" && has_stamp patches "$PATCHES_KEY" &&
+        has_stamp packages "$PACKAGES_KEY" && has_stamp project "$PROJECT_KEY" &&
+        has_stamp vllm "$VLLM_KEY" && has_stamp patches "$PATCHES_KEY" &&
         (cd "$ROOT" && "$VENV/bin/python" -m vllm_patch verify >/dev/null 2>&1) # somebody may have reverted them
 }
 
@@ -90,13 +105,21 @@ check_machine() {
     [ "$TARGET" = cuda ] || [ -n "$(instruction_set)" ] || refuse "this processor has neither AVX2 nor AVX-512"
 }
 
+list_pythons() { # not the environment's own, which comes first in a shell that activated it: it may have to go
+    local candidate
+    { type -ap python3.11 python3 || true; } | while IFS= read -r candidate; do
+        [ "$(dirname -- "$candidate")" -ef "$VENV/bin" ] || echo "$candidate"
+    done
+    [ ! -f "$VENV/pyvenv.cfg" ] || sed -n 's|^home *= *\(.*\)|\1/python3.11|p' "$VENV/pyvenv.cfg"
+}
+
 find_python() {
     local candidate version seen=""
-    for candidate in $(type -ap python3.11 python3 || true); do
+    while IFS= read -r candidate; do
         version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
         if [ "$version" = 3.11 ]; then PYTHON=$candidate; return; fi
         seen+=" $version ($candidate)"
-    done
+    done < <(list_pythons)
     refuse "needs Python 3.11; found:${seen:- no Python at all}"
 }
 
@@ -122,13 +145,32 @@ check_system_packages() {
         refuse "missing on this system: ${MISSING[*]}; on Debian or Ubuntu: sudo apt-get install ${MISSING[*]}"
 }
 
-check_disk() {
-    local folder=$VENV need_mb=4000 free_mb
-    [ "$TARGET" = cpu ] || need_mb=15000
-    ! has_stamp packages "$PACKAGES_KEY" || need_mb=500
-    while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
-    free_mb=$(df -Pm "$folder" | awk 'NR == 2 { print $4 }')
-    [ "$free_mb" -ge $need_mb ] || refuse "needs $need_mb MB free for $VENV, only $free_mb MB are"
+list_needs() { # what each folder must take, in MB, and the folder
+    local downloads=800 installed=2400
+    [ "$TARGET" = cpu ] || { downloads=4000 installed=8500; }
+    if has_stamp packages "$PACKAGES_KEY"; then downloads=0 installed=100; fi
+    echo "$installed $VENV"
+    echo "400 $CACHE"
+    echo "$downloads ${TMPDIR:-/tmp}"
+    [ -n "${PIP_NO_CACHE_DIR:-}" ] || echo "$downloads ${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/pip}"
+}
+
+check_disk() { # folders on one disk share what is free there
+    local mb wanted folder free_mb disk
+    local -A need=() users=() free=()
+    while read -r mb wanted; do
+        folder=$wanted
+        while [ ! -d "$folder" ]; do folder=$(dirname -- "$folder"); done
+        [ -w "$folder" ] && [ "$mb" -gt 0 ] || continue
+        read -r free_mb disk < <(df -Pm -- "$folder" | awk 'NR == 2 { print $4, $6 }')
+        free[$disk]=$free_mb
+        need[$disk]=$((${need[$disk]:-0} + mb))
+        users[$disk]+=${users[$disk]:+, }$wanted
+    done < <(list_needs)
+    for disk in "${!need[@]}"; do
+        [ "${free[$disk]}" -ge "${need[$disk]}" ] ||
+            refuse "needs ${need[$disk]} MB free on $disk for ${users[$disk]}; only ${free[$disk]} MB are"
+    done
 }
 
 check_folder() {
@@ -139,14 +181,14 @@ check_folder() {
 # --- Stages ---------------------------------------------------------------------------------------------------------
 
 stage() { # $1: what it does, $2: how long that usually takes, then the function. Its output goes to the log.
-    local title=$1 usual=$2 started=$SECONDS status
+    local title=$1 usual=$2 started=$SECONDS status=0
     shift 2
     say "$title (usually $usual) ..."
     echo "=== $title" >>"$LOG"
-    set +e # so that the subshell's own set -e counts
-    (set -e; "$@") >>"$LOG" 2>&1 9>&-
-    status=$?
-    set -e
+    set -m # in a process group of its own, so that a signal to this script alone can end all of it
+    (set -e; "$@") </dev/null >>"$LOG" 2>&1 8>&- 9>&- &
+    set +m
+    wait $! || status=$?
     if [ -e "$WORK/refused" ]; then exit 2; fi # and it has said why
     if [ $status -eq 0 ]; then say "    done in $((SECONDS - started)) s"; return; fi
     tail -n 25 "$LOG" >&4
@@ -164,43 +206,61 @@ install_system_packages() {
 
 make_venv() {
     # "busy" stays until all packages are in: pip can leave a broken package behind when it is interrupted.
-    mkdir -p "$STATE"
     touch "$STATE/busy"
+    local entry
+    shopt -s dotglob nullglob
+    for entry in "$VENV"/* "$STATE"/*; do
+        case $entry in "$STATE" | "$STATE/busy" | "$STATE/lock") ;; *) rm -rf -- "$entry" ;; esac
+    done
     echo "$TARGET" >"$STATE/target"
     "$PYTHON" -m venv "$VENV"
 }
 
-install_torch() {
-    if [ "$TARGET" = cuda ]; then pip install --no-deps "torch==$(pin torch)"; return; fi
-    # On x86_64 the plain version is a CUDA build of several GB, useless to a vLLM that was compiled for the CPU.
-    if pip install --no-deps "torch==$(pin torch)+cpu"; then return; fi
+install_torch_for_cpu() {
+    # Without a hash, alone of all: each of the sources that a user may name has a file of its own making. On x86_64 the
+    # plain version is a CUDA build of several GB, useless to a vLLM that was compiled for the CPU.
+    local version
+    version=$(pinned_version torch)
+    if pip install --no-deps "torch==$version"; then return; fi
     # If pip saw other versions, it is not the network that failed.
     ! tail -n 5 "$LOG" | grep 'from versions: [0-9]' || refuse "pip's sources have no CPU build of PyTorch" \
-        "$(pin torch): name an index or folder that has it in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS"
+        "${version%+cpu}: name an index or folder that has it in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS"
     return 1
+}
+
+install_pins() { # $1: "only" or "but", $2: packages, as a|b
+    select_pins "$1" "$2" >"$WORK/pins.txt"
+    pip install --no-deps --require-hashes -r "$WORK/pins.txt"
 }
 
 install_packages() {
     touch "$STATE/busy"
     rm -f "$STATE/packages"
-    install_torch
-    grep -vE '^(torch|vllm)==' "$PINS" >"$WORK/pins.txt"
-    pip install --no-deps -r "$WORK/pins.txt"
+    if [ "$TARGET" = cpu ]; then
+        install_torch_for_cpu
+        install_pins but 'torch|vllm'
+    else
+        install_pins but vllm
+    fi
     if [ -f "$STATE/pins" ]; then # what an earlier list had and this one lacks
-        comm -23 <(sed -n 's/==.*//p' "$STATE/pins" | sort) <(sed -n 's/==.*//p' "$PINS" | sort) >"$WORK/gone.txt"
+        comm -23 <(pinned_names "$STATE/pins") <(pinned_names "$PINS") >"$WORK/gone.txt"
         [ ! -s "$WORK/gone.txt" ] || pip uninstall -y -r "$WORK/gone.txt"
     fi
-    # Makes the repository's packages importable from any folder, and from processes that vLLM or Ray start.
-    echo "$ROOT" >"$(site_packages)/neustream.pth"
     cp "$PINS" "$STATE/pins"
     echo "$PACKAGES_KEY" >"$STATE/packages"
     rm "$STATE/busy"
 }
 
+install_project() { # importable from any folder and in processes that vLLM or Ray start; and the command `neustream`
+    rm -f "$STATE/project" "$(site_packages)/neustream.pth" # the latter is how it used to be done
+    pip install --no-deps --no-build-isolation -e "$ROOT"
+    echo "$PROJECT_KEY" >"$STATE/project"
+}
+
 site_packages() { "$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
 unpack_vllm_source() { # pip cannot: it builds the metadata, and refuses its "+cpu" for not being in the file's name
-    "$VENV/bin/python" - "vllm==$VLLM" "$VLLM_ARCHIVE_SHA256" "$WORK" <<'EOF'
+    "$VENV/bin/python" - "vllm==$VLLM" "$(select_pins only vllm | sed -n 's/.*sha256://p')" "$WORK" <<'EOF'
 import ast, os, subprocess, sys
 from unearth import PackageFinder
 
@@ -243,7 +303,7 @@ install_vllm() {
     local packages
     packages=$(site_packages)
     rm -rf "${packages:?}"/vllm "$packages"/vllm-*.dist-info # pip trips over one that it was interrupted in
-    if [ "$TARGET" = cuda ]; then pip install --no-deps "vllm==$VLLM"
+    if [ "$TARGET" = cuda ]; then install_pins only vllm
     else pip install --no-deps "$CACHE/wheels/$VLLM_KEY"/vllm-*.whl; fi
     echo "$VLLM_KEY" >"$STATE/vllm"
 }
@@ -254,13 +314,34 @@ apply_patches() {
     echo "$PATCHES_KEY" >"$STATE/patches"
 }
 
-take_lock() {
+lock() { # $1: descriptor of the lock's file, $2: what is worked on
+    flock --nonblock "$1" || { say "another install.sh is at work on $2; waiting for it to end"; flock "$1"; }
+}
+
+take_locks() { # two clones may build one environment
     mkdir -p "$CACHE" 2>/dev/null && exec 9>"$CACHE/install.lock" || refuse "cannot write to $CACHE"
-    flock --nonblock 9 || { say "another install.sh is at work here; waiting for it to end"; flock 9; }
+    lock 9 "$CACHE"
+    mkdir -p "$STATE" 2>/dev/null && exec 8>"$STATE/lock" || refuse "cannot write to $VENV"
+    lock 8 "$VENV"
     rm -rf "$CACHE"/tmp.* # of a run that was killed
     WORK=$(mktemp -d "$CACHE/tmp.XXXXXX")
     trap 'rm -rf "$WORK"' EXIT
-    trap 'say "interrupted; run it again to go on from here"; exit 130' INT TERM
+    trap 'interrupt 129' HUP
+    trap 'interrupt 130' INT
+    trap 'interrupt 143' TERM
+}
+
+interrupt() { # $1: exit code. Ends the stage under way, all its processes, before its files are removed.
+    trap '' HUP INT TERM
+    local group tries=0
+    for group in $(jobs -p); do
+        kill -TERM -- "-$group" 2>/dev/null || continue
+        wait "$group" 2>/dev/null || true
+        while kill -0 -- "-$group" 2>/dev/null && [ $((tries += 1)) -le 50 ]; do sleep 0.1; done
+        kill -KILL -- "-$group" 2>/dev/null || true
+    done
+    say "interrupted; run it again to go on from here"
+    exit "$1"
 }
 
 main() {
@@ -274,16 +355,16 @@ main() {
     find_python
     check_system_packages
     check_disk
-    take_lock
+    take_locks
     if is_complete; then say "nothing left to do: $VENV is complete ($TARGET)"; exit 0; fi
     : >"$LOG"
     say "building $VENV for $TARGET with $PYTHON"
     [ ${#MISSING[@]} -eq 0 ] || stage "system packages: ${MISSING[*]}" "under a minute" install_system_packages
     if ! has_stamp target "$TARGET" || [ -e "$STATE/busy" ] || [ ! -x "$VENV/bin/python" ]; then
-        rm -rf "$VENV"
         stage "virtual environment" "5 s" make_venv
     fi
     has_stamp packages "$PACKAGES_KEY" || stage "Python packages" "1 to 3 minutes; CUDA: 10" install_packages
+    has_stamp project "$PROJECT_KEY" || stage "this repository, to be imported from anywhere" "5 s" install_project
     # Other patches than those that were applied: they go on an unpatched vLLM.
     if [ -f "$STATE/patches" ] && ! has_stamp patches "$PATCHES_KEY"; then rm -f "$STATE/vllm"; fi
     if ! has_stamp vllm "$VLLM_KEY"; then

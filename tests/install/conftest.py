@@ -30,7 +30,7 @@ class Machine:
         self.calls_file.touch()
         for name in ("constraints", "patches"):
             shutil.copytree(ROOT / name, self.repo / name)
-        for name in ("install.sh", "requirements.txt"):
+        for name in ("install.sh", "requirements.txt", "pyproject.toml"):
             shutil.copy(ROOT / name, self.repo / name)
         for name in REAL_TOOLS.split():
             tool = shutil.which(name)
@@ -76,6 +76,11 @@ class Machine:
         process = self.start(arguments, **environment)
         out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    @property
+    def pins(self) -> list[str]:
+        """The lines of the file from which pip installed last."""
+        return self.calls_file.with_name("calls.pins").read_text().splitlines()
 
     def take_calls(self) -> list[str]:
         """What Python and the package managers were asked to do since the last time."""

@@ -12,7 +12,8 @@ case "$*" in
 esac
 case "$call" in
     *"pip wheel "*) call="pip wheel" ;;
-    *"pip install --no-deps -r "*) call="pip install pins" ;;
+    *"pip install --no-deps --require-hashes -r "*) cp "${call##* }" "$CALLS.pins"; call="pip install pins" ;;
+    *"pip install --no-deps --no-build-isolation -e "*) call="pip install project" ;;
     *"pip uninstall "*) call="pip uninstall $(cat "${call##* }")" ;;
     *"/vllm-"*.whl) call="pip install vllm wheel" ;;
 esac

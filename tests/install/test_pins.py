@@ -7,6 +7,7 @@ import re
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,17 +15,32 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ["cpu", "cuda"]
 
 
-def pins(target: str) -> dict[str, str]:
-    """Package to version, from a constraints file that has nothing but comments and exact pins."""
-    result: dict[str, str] = {}
-    for line in (ROOT / f"constraints/{target}.txt").read_text().splitlines():
-        if line.startswith("#"):
-            continue
-        match = re.fullmatch(r"([a-z0-9]+(?:-[a-z0-9]+)*)==([0-9][0-9a-z.+]*)", line)
-        assert match, f"constraints/{target}.txt: not an exact pin with a normalised name: {line!r}"
+class Pin(NamedTuple):
+    """A version, and the SHA-256 of the files that may be installed."""
+
+    version: str
+    hashes: tuple[str, ...]
+
+
+def read_pins(target: str) -> dict[str, Pin]:
+    """Package to pin, from a constraints file that has nothing but comments and exact pins with hashes."""
+    result: dict[str, Pin] = {}
+    lines = (ROOT / f"constraints/{target}.txt").read_text().splitlines()
+    entries = "\n".join(line for line in lines if not line.startswith("#")).replace("\\\n", "")
+    for entry in entries.splitlines():
+        requirement, *hashes = entry.split()
+        match = re.fullmatch(r"([a-z0-9]+(?:-[a-z0-9]+)*)==([0-9][0-9a-z.+]*)", requirement)
+        assert match, f"constraints/{target}.txt: not an exact pin with a normalised name: {requirement!r}"
         assert match[1] not in result, f"constraints/{target}.txt: {match[1]} is there twice"
-        result[match[1]] = match[2]
+        for digest in hashes:
+            assert re.fullmatch("--hash=sha256:[0-9a-f]{64}", digest), (match[1], digest)
+        result[match[1]] = Pin(match[2], tuple(hashes))
     return result
+
+
+def pins(target: str) -> dict[str, str]:
+    """Package to version."""
+    return {name: pin.version for name, pin in read_pins(target).items()}
 
 
 def direct_requirements() -> list[tuple[str, bool]]:
@@ -37,6 +53,17 @@ def direct_requirements() -> list[tuple[str, bool]]:
 def test_every_direct_requirement_is_pinned(target: str) -> None:
     wanted = {name for name, cuda_only in direct_requirements() if target == "cuda" or not cuda_only}
     assert wanted - pins(target).keys() == set()
+
+
+@pytest.mark.parametrize(("target", "without"), [("cpu", {"torch"}), ("cuda", set())])
+def test_every_pin_has_a_hash(target: str, without: set[str]) -> None:
+    assert {name for name, pin in read_pins(target).items() if not pin.hashes} == without
+
+
+def test_both_targets_take_the_same_files() -> None:
+    cpu, cuda = read_pins("cpu"), read_pins("cuda")
+    assert {name for name in cpu if cuda[name].hashes != cpu[name].hashes} == {"torch", "vllm"}
+    assert set(cpu["vllm"].hashes) < set(cuda["vllm"].hashes)  # the source archive
 
 
 def test_the_cpu_target_has_nothing_that_is_for_cuda() -> None:
@@ -66,5 +93,5 @@ def test_this_environment_has_the_pinned_versions() -> None:
         for found in importlib.metadata.distributions(path=sorted(folders))
     }
     installed.pop("pip", None)  # comes with Python
-    installed["torch"] = installed["torch"].partition("+")[0]  # 2.13.0+cpu
+    installed.pop("neustream", None)  # the repository itself
     assert installed == wanted

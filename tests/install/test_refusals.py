@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from .conftest import Machine
@@ -50,6 +53,17 @@ def test_another_processor(machine: Machine) -> None:
     assert refusal(machine) == "install.sh: needs an x86_64 processor, this is aarch64"
 
 
+def test_flags_of_the_processor_are_read_without_lscpu_too(machine: Machine) -> None:
+    machine.lacks("lscpu")
+    machine.fake("cat", f'[ "$1" != /proc/cpuinfo ] && exec {shutil.which("cat")} "$@"; echo flags : sse avx2 fma')
+    assert machine.run().returncode == 0
+    assert "-avx2\n" in (machine.venv / ".neustream/vllm").read_text()
+    machine.fake("cat", f'[ "$1" != /proc/cpuinfo ] && exec {shutil.which("cat")} "$@"; echo flags : sse')
+    result = machine.run("--venv", "other")
+    assert result.returncode == 2
+    assert result.stderr == "install.sh: this processor has neither AVX2 nor AVX-512\n"
+
+
 def test_processor_without_avx2_cannot_run_the_cpu_build(machine: Machine) -> None:
     machine.fake("lscpu", "echo Flags: sse avx fma")
     assert refusal(machine) == "install.sh: this processor has neither AVX2 nor AVX-512"
@@ -66,6 +80,15 @@ def test_another_python(machine: Machine, version: str) -> None:
 def test_no_python(machine: Machine) -> None:
     machine.lacks("python3.11")
     assert refusal(machine) == "install.sh: needs Python 3.11; found: no Python at all"
+
+
+def test_a_python_whose_path_has_spaces(machine: Machine, tmp_path: Path) -> None:
+    folder = tmp_path / "my tools"
+    folder.mkdir()
+    (machine.bin / "python3.11").rename(folder / "python3.11")
+    result = machine.run(PATH=f"{folder}:{machine.bin}")
+    assert result.returncode == 0, result.stderr
+    assert f"for cpu with {folder}/python3.11\n" in result.stderr
 
 
 def test_python3_will_do_if_it_is_3_11(machine: Machine) -> None:
@@ -101,8 +124,28 @@ def test_root_without_apt_is_told_too(machine: Machine) -> None:
 
 
 def test_a_full_disk(machine: Machine) -> None:
-    machine.fake("df", "echo header; echo /dev/disk 100000 1 300 1% /")
-    assert refusal(machine) == f"install.sh: needs 4000 MB free for {machine.venv}, only 300 MB are"
+    machine.fake("df", "echo header; echo /dev/disk 100000 1 3900 1% /")
+    folders = [machine.venv, machine.repo / ".cache", "/tmp", machine.repo / "pip cache"]
+    assert refusal(machine, PIP_CACHE_DIR=str(folders[-1])) == (
+        f"install.sh: needs 4400 MB free on / for {', '.join(map(str, folders))}; only 3900 MB are"
+    )
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "PIP_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_a_disk_of_its_own_that_pip_downloads_to_is_looked_at_too(machine: Machine, variable: str) -> None:
+    small = machine.repo / "small disk"
+    small.mkdir()
+    mount = f'case $3 in "{small}") echo tmpfs 900 1 700 1% /small;; *) echo /dev/disk 100000 1 99999 1% /;; esac'
+    machine.fake("df", f"echo header; {mount}")
+    folder = f"{small}/pip" if variable == "XDG_CACHE_HOME" else small
+    assert refusal(machine, **{variable: str(small)}) == (
+        f"install.sh: needs 800 MB free on /small for {folder}; only 700 MB are"
+    )
+
+
+def test_a_cache_that_pip_does_not_keep_takes_no_disk(machine: Machine) -> None:
+    machine.fake("df", "echo header; echo /dev/disk 100000 1 3900 1% /")
+    assert machine.run(PIP_NO_CACHE_DIR="1", PIP_CACHE_DIR=str(machine.repo)).returncode == 0
 
 
 def test_a_folder_that_somebody_else_made_is_left_alone(machine: Machine) -> None:

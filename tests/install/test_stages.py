@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from .conftest import Machine
 
 TORCH = ["pip install --no-deps torch==2.13.0+cpu"]
 PACKAGES = [*TORCH, "pip install pins"]
+PROJECT = ["pip install project"]
 COMPILE = ["unpack vllm==0.5.4", "pip wheel"]
 INSTALL = ["pip install vllm wheel"]
 APPLY = ["-m vllm_patch apply"]
@@ -40,8 +43,8 @@ def wait_for_call(machine: Machine, process: subprocess.Popen[str], call: str) -
 def test_first_run_does_everything_in_order(machine: Machine) -> None:
     result = machine.run()
     assert result.returncode == 0, result.stderr
-    assert machine.take_calls() == [*venv(machine), *PACKAGES, *COMPILE, *INSTALL, *APPLY]
-    assert result.stderr.count("    done in ") == 5
+    assert machine.take_calls() == [*venv(machine), *PACKAGES, *PROJECT, *COMPILE, *INSTALL, *APPLY]
+    assert result.stderr.count("    done in ") == 6
 
 
 def test_second_run_only_checks_the_patches(machine: Machine) -> None:
@@ -80,7 +83,7 @@ def test_refused_patches_are_told_in_the_tools_own_line(machine: Machine) -> Non
 def test_changed_pins_update_in_place_and_remove_what_is_gone(machine: Machine) -> None:
     pins = machine.repo / "constraints/cpu.txt"
     original = pins.read_text()
-    pins.write_text(original + "zzz-left-over==1.0\n")
+    pins.write_text(original + "zzz-left-over==1.0 \\\n    --hash=sha256:00\n")
     installed(machine)
     pins.write_text(original)
     assert machine.run().returncode == 0
@@ -108,24 +111,25 @@ def test_a_second_environment_takes_the_kept_wheel(machine: Machine) -> None:
     installed(machine)
     other = machine.repo / "other"
     assert machine.run("--venv", "other").returncode == 0
-    assert machine.take_calls() == [f"-m venv {other}", *PACKAGES, *INSTALL, *APPLY]
+    assert machine.take_calls() == [f"-m venv {other}", *PACKAGES, *PROJECT, *INSTALL, *APPLY]
 
 
 def test_cuda_installs_wheels_and_compiles_nothing(machine: Machine) -> None:
     assert machine.run("--cuda").returncode == 0
     assert machine.take_calls() == [
         *venv(machine),
-        "pip install --no-deps torch==2.4.0",
         "pip install pins",
-        "pip install --no-deps vllm==0.5.4",
+        *PROJECT,
+        "pip install pins",
         *APPLY,
     ]
+    assert machine.pins[0] == "vllm==0.5.4 \\"
 
 
 def test_a_visible_gpu_makes_cuda_the_default(machine: Machine) -> None:
     machine.fake("nvidia-smi", "echo GPU 0: NVIDIA H100")
     assert machine.run().returncode == 0
-    assert "pip install --no-deps torch==2.4.0" in machine.take_calls()
+    assert "pip wheel" not in machine.take_calls()
 
 
 def test_a_driver_without_gpus_does_not(machine: Machine) -> None:
@@ -179,7 +183,7 @@ def test_failure_shows_the_end_of_the_log(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("during", "again"),
     [
-        ("pip install pins", [*PACKAGES, *COMPILE, *INSTALL, *APPLY]),
+        ("pip install pins", [*PACKAGES, *PROJECT, *COMPILE, *INSTALL, *APPLY]),
         ("pip wheel", [*COMPILE, *INSTALL, *APPLY]),
         ("pip install vllm wheel", [*INSTALL, *APPLY]),
         ("-m vllm_patch apply", APPLY),
@@ -200,17 +204,100 @@ def test_interrupted_run_is_taken_up_where_it_was(machine: Machine, during: str,
     assert machine.take_calls() == [*start, *again]
 
 
-def test_second_run_waits_for_the_first_and_says_so(machine: Machine) -> None:
-    cache = machine.repo / ".cache"
-    cache.mkdir()
-    with (cache / "install.lock").open("w") as lock:
+@pytest.mark.parametrize(("place", "what"), [(".cache/install.lock", ".cache"), (".venv/.neustream/lock", ".venv")])
+def test_second_run_waits_for_the_first_and_says_so(machine: Machine, place: str, what: str) -> None:
+    file = machine.repo / place
+    file.parent.mkdir(parents=True)
+    with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = machine.start()
         assert process.stderr is not None
-        assert process.stderr.readline() == "install.sh: another install.sh is at work here; waiting for it to end\n"
+        assert process.stderr.readline() == (
+            f"install.sh: another install.sh is at work on {machine.repo / what}; waiting for it to end\n"
+        )
         assert machine.take_calls() == []
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
+
+
+def test_two_clones_build_one_environment_one_after_the_other(machine: Machine, tmp_path: Path) -> None:
+    first = machine.start(HANG="pip install pins")
+    wait_for_call(machine, first, "pip install pins")
+    machine.take_calls()
+    clone = shutil.copytree(machine.repo, tmp_path / "clone", ignore=shutil.ignore_patterns(".cache", ".venv"))
+    machine.repo, venv = clone, machine.venv
+    second = machine.start(["--venv", str(venv)])
+    assert second.stderr is not None
+    assert second.stderr.readline() == (f"install.sh: another install.sh is at work on {venv}; waiting for it to end\n")
+    assert machine.take_calls() == []
+    os.killpg(first.pid, signal.SIGINT)
+    first.communicate(timeout=60)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
+    # The lock outlives the environment that is built anew, so a third would wait for the second.
+    assert machine.take_calls() == [f"-m venv {venv}", *PACKAGES, *PROJECT, *COMPILE, *INSTALL, *APPLY]
+    assert (venv / ".neustream/lock").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--cuda"], ["--cpu"]])
+def test_from_an_activated_environment_it_is_built_anew_with_the_python_below(
+    machine: Machine, arguments: list[str]
+) -> None:
+    installed(machine)
+    (machine.venv / "bin/python3.11").symlink_to("python")
+    if arguments == ["--cpu"]:  # as an update leaves it that was interrupted
+        (machine.venv / ".neustream/busy").touch()
+    result = machine.run(*arguments, PATH=f"{machine.venv}/bin:{machine.bin}", VIRTUAL_ENV=str(machine.venv))
+    assert result.returncode == 0, result.stderr
+    assert f"with {machine.bin}/python3.11\n" in result.stderr
+    assert machine.take_calls()[0] == f"-m venv {machine.venv}"
+    assert (machine.venv / "bin/python").exists()
+
+
+def test_the_python_below_the_environment_is_found_off_the_path(machine: Machine, tmp_path: Path) -> None:
+    installed(machine)
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    (machine.bin / "python3.11").rename(elsewhere / "python3.11")
+    (machine.venv / "pyvenv.cfg").write_text(f"home = {elsewhere}\nversion = 3.11.7\n")
+    result = machine.run("--cuda")
+    assert result.returncode == 0, result.stderr
+    assert f"with {elsewhere}/python3.11\n" in result.stderr
+
+
+def test_what_an_earlier_environment_held_is_gone_from_a_new_one(machine: Machine) -> None:
+    installed(machine)
+    (machine.venv / "lib/old.py").touch()
+    (machine.venv / ".neustream/busy").touch()
+    assert machine.run().returncode == 0
+    assert not (machine.venv / "lib/old.py").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_to_the_script_alone_ends_the_stage_at_once(machine: Machine, number: int, code: int) -> None:
+    process = machine.start(HANG="pip wheel")
+    wait_for_call(machine, process, "pip wheel")
+    os.kill(process.pid, number)
+    _, err = process.communicate(timeout=15)  # the stage would take 20 s
+    assert process.returncode == code
+    assert err.splitlines()[-1] == "install.sh: interrupted; run it again to go on from here"
+    assert list((machine.repo / ".cache").glob("tmp.*")) == []
+
+
+def test_pip_gets_pins_with_hashes_alone(machine: Machine) -> None:
+    installed(machine)
+    text = "\n".join(machine.pins).replace(" \\\n", "")
+    assert all("--hash=sha256:" in line for line in text.splitlines())
+    names = {line.partition("==")[0] for line in text.splitlines()}
+    assert {"numpy", "torch", "vllm"} & names == {"numpy"}
+
+
+def test_changed_project_file_or_a_moved_clone_installs_the_repository_again(machine: Machine) -> None:
+    installed(machine)
+    with (machine.repo / "pyproject.toml").open("a") as file:
+        file.write("\n")
+    assert machine.run().returncode == 0
+    assert machine.take_calls() == [*PROJECT, *APPLY]
 
 
 def test_root_installs_missing_system_packages(machine: Machine) -> None:
