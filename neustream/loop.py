@@ -23,6 +23,8 @@ class StepResult:
 
     failed: Mapping[str, str] = field(default_factory=dict)
     stopped: frozenset[str] = frozenset()
+    deferred: frozenset[str] = frozenset()
+    """Requests of the batch that the device had no memory for: they did not run, and wait on in their stream."""
 
 
 DONE = StepResult()
@@ -123,7 +125,7 @@ class StepLoop:
         self.history = history if history is not None else StepHistory()
 
     def step(self) -> StepPlan:
-        """Plan, run, commit one step; returns its plan."""
+        """Plan, run, commit one step; returns its plan, less the requests that the executor deferred."""
         asked = self.clock()
         plan = self.policy.plan(asked, self.streams, self.history.limits(self.executor.limits()))
         planned = self.clock()
@@ -133,10 +135,17 @@ class StepLoop:
         if plan.kind is None:
             return plan
         self.history.planned(plan)
-        record = self._record(plan, asked, planned)
         started = self.clock()
         result = self.executor.run(plan)
         ended = self.clock()
+        if result.deferred:
+            batch = tuple(request for request in plan.batch if request.request_id not in result.deferred)
+            if not batch and not plan.pieces:
+                return replace(plan, module=None, batch=(), wake=ended)
+            plan = replace(plan, batch=batch)
+            assert plan.kind is not None
+            self.history.planned(plan)
+        record = self._record(plan, asked, planned)
         self.history.ended(plan.kind, ended - started, started - asked)
         for request in commit(self.streams, plan, result, ended):
             self._end(request)
@@ -157,7 +166,7 @@ class StepLoop:
         self.observer.on_end(request)
 
     def _record(self, plan: StepPlan, asked: float, planned: float) -> StepRecord:
-        """What there is to tell of a step before it runs: who is in it, and how they and the others stand."""
+        """What there is to tell of a step before it is committed: who is in it, and how they and the others stand."""
         members = plan.members
         assert plan.module is not None
         assert plan.kind is not None
