@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusion_plugin.build import load_pipeline
     from diffusion_plugin.engine import Engine
+    from diffusion_plugin.engine_thread import Handle, Server, serve
     from diffusion_plugin.measure import quick_table
     from diffusion_plugin.pipelines.base import Pipeline
     from diffusion_plugin.request import ImageRequest, ImageResult
-    from diffusion_plugin.server import Handle, Server, serve
     from neustream.catalog.images import MODELS, ModelSpec
 
 __all__ = [
@@ -42,14 +42,14 @@ __all__ = [
 
 _HOMES = {
     "Engine": "engine",
-    "Handle": "server",
+    "Handle": "engine_thread",
     "ImageRequest": "request",
     "ImageResult": "request",
     "Pipeline": "pipelines.base",
-    "Server": "server",
+    "Server": "engine_thread",
     "load_pipeline": "build",
     "quick_table": "measure",
-    "serve": "server",
+    "serve": "engine_thread",
 }
 
 

@@ -143,8 +143,8 @@ class StepLoop:
             if not batch and not plan.pieces:
                 return replace(plan, module=None, batch=(), wake=ended)
             plan = replace(plan, batch=batch)
-            assert plan.kind is not None
             self.history.planned(plan)
+        assert plan.kind is not None
         record = self._record(plan, asked, planned)
         self.history.ended(plan.kind, ended - started, started - asked)
         for request in commit(self.streams, plan, result, ended):
