@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from exp.harness.folder import RUNS
 from exp.harness.report import Column, format_table, number, percent, plain
+from neusim.validating.run_folder import open_run
 from neustream.cli.arguments import BadInput, Parser, exit_code_for
 
 SAME = ("model", "device", "dtype", "tensor_parallel", "table_digest", "max_tokens", "requests", "prompts")
@@ -18,16 +16,11 @@ SAME = ("model", "device", "dtype", "tensor_parallel", "table_digest", "max_toke
 NAMES = {"token_goodput": "token goodput/s", "request_goodput": "req goodput/s"}
 
 
-def read_summary(text: str) -> dict[str, Any]:
+def read_summary(text: str) -> Mapping[str, Any]:
     """The summary of a run, given by its folder or its name in runs/. Raises BadInput."""
-    folder = Path(text) if Path(text).is_dir() else RUNS / text
-    try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-        return summary
-    except OSError as error:
-        raise BadInput(f"{text}: no run ({folder / 'summary.json'}: {error.strerror})") from error
-    except ValueError as error:
-        raise BadInput(f"{folder / 'summary.json'}: is not JSON ({error})") from error
+    run = open_run(text)
+    run.need("device", "axes")
+    return run.summary
 
 
 def ratio(a: float, b: float) -> float | None:

@@ -28,10 +28,9 @@ from neustream.catalog import find_model
 from neustream.catalog.accelerators import ACCELERATORS, GIGA, TERA, Accelerator, find_accelerator
 from neustream.catalog.llms import MEMORY_SHARE, OptShape
 from neustream.cli.arguments import Parser
+from neustream.cli.paths import TABLES
 from neustream.tables import LatencyTable, save_table, table_path
 
-ROOT = Path(__file__).resolve().parent.parent
-TABLES = ROOT / "neusim" / "tables"
 DEFAULT_TP = {"opt-30b": 2, "opt-66b": 4}
 
 

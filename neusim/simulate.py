@@ -40,12 +40,11 @@ from neusim.sim.sweep import (
     run_sweep,
 )
 from neustream.cli.arguments import Parser, above, at_least, names, numbers, step_range, whole
+from neustream.cli.paths import TABLES
+from neustream.files import write_atomically
 from neustream.policies import is_llm
 from neustream.slo import MS_PER_S
 from neustream.tables import LatencyTable, find_table
-
-ROOT = Path(__file__).resolve().parent.parent
-TABLES = ROOT / "neusim" / "tables"
 
 
 def spread(text: str) -> float | None:
@@ -203,9 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     print(heading(sweep))
     print(format_rows(rows))
     if options.json is not None:
-        draft = options.json.with_name(f".{options.json.name}.{os.getpid()}")
-        draft.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
-        os.replace(draft, options.json)
+        write_atomically(options.json, json.dumps(rows, indent=1, allow_nan=False) + "\n")
     return 0
 
 

@@ -30,11 +30,10 @@ from tqdm import tqdm
 from neusim.validating.reference import Comparison, compare, errors, read_results
 from neusim.validating.replay import RealRun, read_run
 from neustream.cli.arguments import Parser
+from neustream.cli.paths import ROOT, RUNS, TABLES
 from neustream.policies import POLICIES
 from neustream.slo import MS_PER_S
 
-ROOT = Path(__file__).resolve().parent.parent
-TABLES = ROOT / "neusim" / "tables"
 KINDS = {
     "llm": ("exp.llm", "opt-125m", ("fcfs", "neustream", "slack"), ("--requests", "80", "--max-tokens", "64")),
     "diffusion": (
@@ -115,7 +114,7 @@ def real_runs(options: argparse.Namespace) -> Iterator[Path]:
 
     Each kind's latency table is measured right before, since a machine is not equally fast at all times.
     """
-    out = options.out or ROOT / "runs" / f"validate-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = options.out or RUNS / f"validate-{time.strftime('%Y%m%d-%H%M%S')}"
     for kind in options.kind or KINDS:
         program, model, policies, size = KINDS[kind]
         table = out / f"{model}.json"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from neustream.files import read_json, write_atomically
 from neustream.latency import BatchLatency, ContextLatency, LatencyModel, TokensLatency
 
 SCHEMAS = (1, 2)
@@ -78,12 +78,7 @@ def load_table(path: Path | str, *, model: str | None = None) -> LatencyTable:
     differ, or seconds that are not finite and positive.
     """
     path = Path(path)
-    try:
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise TableError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise TableError(f"{path}: is not JSON ({error})") from error
+    data = read_json(path, TableError)
     try:
         table = parse_table(data)
     except TableError as error:
@@ -177,7 +172,4 @@ def save_table(table: LatencyTable, path: Path) -> None:
     """Write the table, all or nothing; what is written passes `parse_table`."""
     data = table_to_json(table)
     parse_table(data)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(draft, path)
+    write_atomically(path, json.dumps(data, indent=1) + "\n")

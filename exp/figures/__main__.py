@@ -14,8 +14,8 @@ from tqdm import tqdm
 from exp.figures.recorded import read_studies
 from exp.figures.simulated import Plan, make_plan, pick_pairs, run_plan
 from exp.figures.study import Study
-from exp.harness.folder import ROOT
 from neustream.cli.arguments import BadInput, Parser, exit_code_for, whole
+from neustream.cli.paths import FIGURES, TABLES
 from neustream.policies import POLICIES
 from neustream.tables import TableError
 
@@ -26,10 +26,10 @@ def parser() -> Parser:
     """The command line."""
     result = Parser(prog="exp.figures", description=(__doc__ or "").split(": ", 1)[1])
     add = result.add_argument
-    add("--out", type=Path, default=ROOT / "figures", metavar="DIR", help="where the figures go (default figures/)")
+    add("--out", type=Path, default=FIGURES, metavar="DIR", help="where the figures go (default figures/)")
     add("--runs", nargs="+", metavar="DIR", help="draw these real runs (folders or names in runs/), simulate none")
     add("--models", default="", metavar="M,…", help="models, or device/model (default: the paper's)")
-    add("--tables", type=Path, default=ROOT / "neusim" / "tables", metavar="DIR", help="latency tables to use")
+    add("--tables", type=Path, default=TABLES, metavar="DIR", help="latency tables to use")
     add("--policy", default="", metavar="P,…", help="step policies (default: all)")
     add("--published", action="store_true", help="the paper's request rates (default: multiples of the capacity)")
     add("--requests", type=whole(1), metavar="N", help="requests per simulated run (default 500)")

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from neustream.cli.arguments import BadInput
+from neustream.cli.paths import RUNS
+from neustream.files import write_atomically
 from neustream.records import JsonLines
-
-ROOT = Path(__file__).resolve().parents[2]
-RUNS = ROOT / "runs"
 
 
 class RunFolder:
@@ -35,9 +34,7 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, all or nothing."""
-        draft = self.path / f".summary.json.{os.getpid()}"
-        draft.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
-        os.replace(draft, self.path / "summary.json")
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
 
     def write_lines(self, name: str, lines: Sequence[str]) -> None:
         """Write a text file of these lines."""

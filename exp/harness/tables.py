@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exp.harness.folder import ROOT
-from neusim.profiling.settings import TABLES
 from neustream.cli.arguments import BadInput, RunFailed
+from neustream.cli.paths import ROOT, TABLES
 from neustream.tables import LatencyTable, TableError, load_table, table_path
 
 

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 
-from exp.harness.folder import ROOT
+from neustream.cli.paths import ROOT
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from neusim.profiling.registry import Target, find_target
 from neustream.catalog.machine import DEVICES, device_slug, local_device
+from neustream.cli.paths import TABLES
 
-TABLES = Path(__file__).resolve().parent.parent / "tables"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from neustream.files import write_atomically
 
 SAVE_EVERY = 2.0
 """Seconds between two writes of the file; what came since the last one is written when measuring stops."""
@@ -51,10 +52,7 @@ class Partial:
 
     def save(self) -> None:
         """Write the file, all or nothing."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        draft.write_text(json.dumps({"settings": self.settings, "visits": self.visits}))
-        os.replace(draft, self.path)
+        write_atomically(self.path, json.dumps({"settings": self.settings, "visits": self.visits}))
         self._saved_at = time.monotonic()
 
     def discard(self) -> None:

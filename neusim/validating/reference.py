@@ -6,7 +6,6 @@ A row of the results is one logged run: `model, device, system` (the policy), `r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from neusim.sim.run import simulate
 from neusim.sim.sweep import default_steps
 from neusim.sim.workload import PipelineWorkload
+from neustream.files import read_json
 from neustream.slo import ScaleSlo
 from neustream.tables import LatencyTable, find_table
 
@@ -47,11 +47,9 @@ class Comparison:
 def read_results(folder: Path) -> list[tuple[Key, int]]:
     """The logged runs. Raises ValueError naming the file and what is wrong with it."""
     path = folder / "results.json"
+    rows = read_json(path)
     try:
-        rows = json.loads(path.read_text())
         return [(_key(row), int(row["good"])) for row in rows]
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {type(error).__name__} {error}") from error
 

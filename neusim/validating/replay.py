@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,10 @@ from typing import Any, TypeVar
 
 from neusim.sim.device import Slowness, default_device
 from neusim.sim.run import Result, named_policy, simulate
+from neusim.validating import run_folder
+from neusim.validating.run_folder import StepRow, open_run, slo_of
 from neustream.policies import is_llm
+from neustream.records import RequestRecord
 from neustream.request import Request
 from neustream.route import Route, Stage
 from neustream.slo import Slo, parse_slo
@@ -34,8 +36,7 @@ TOLERANCE = 1e-3
 class Replay:
     """A workload of recorded requests: their arrivals, sizes, visits and SLO."""
 
-    records: tuple[dict[str, Any], ...]
-    """As `neustream.records.RequestRecord` writes them."""
+    records: tuple[RequestRecord, ...]
     slo: Slo
     table: LatencyTable
     """The table that their deadlines were made with."""
@@ -46,22 +47,30 @@ class Replay:
 
     def requests(self, table: LatencyTable) -> Iterator[Request]:
         """Raises ValueError where the recorded deadlines do not follow from the run's table and the SLO."""
-        for record in sorted(self.records, key=lambda record: record["arrival"]):
-            route = self._route(record["visits"])
-            arrival, size = record["arrival"], record["size"]
-            deadlines = self.slo.bind(arrival, route, size, self.table)
-            request = Request(record["id"], arrival, deadlines, route, size)
-            for key, unit in (("first_deadline", 1), ("last_deadline", request.max_units)):
-                recorded = record[key]
+        for arrival, record in sorted(self._arrivals(), key=lambda pair: pair[0]):
+            route = self._route(record.visits)
+            deadlines = self.slo.bind(arrival, route, record.size, self.table)
+            request = Request(record.id, arrival, deadlines, route, record.size)
+            ends = (
+                ("first_deadline", record.first_deadline, 1),
+                ("last_deadline", record.last_deadline, request.max_units),
+            )
+            for key, recorded, unit in ends:
                 if recorded is not None and abs(deadlines.at(unit) - recorded) > TOLERANCE:
                     raise ValueError(
-                        f"request {record['id']}: {key} was {recorded:.3f} s, the table of {self.table.model} on "
+                        f"request {record.id}: {key} was {recorded:.3f} s, the table of {self.table.model} on "
                         f"{self.table.device} makes it {deadlines.at(unit):.3f} s: not the table of that run"
                     )
             yield request
 
+    def _arrivals(self) -> Iterator[tuple[float, RequestRecord]]:
+        for record in self.records:
+            if record.arrival is None:
+                raise ValueError(f"request {record.id}: when it arrived was not recorded")
+            yield record.arrival, record
+
     @staticmethod
-    def _route(visits: dict[str, int]) -> Route:
+    def _route(visits: Mapping[str, int]) -> Route:
         emitting = {"prefill", "decode"}
         return tuple(Stage(module, count, emits=module in emitting) for module, count in visits.items())
 
@@ -83,8 +92,8 @@ class RealRun:
     """A finished run's folder: what was served, under which policy, and what came of it."""
 
     folder: Path
-    summary: dict[str, Any]
-    records: tuple[tuple[dict[str, Any], ...], ...]
+    summary: Mapping[str, Any]
+    records: tuple[tuple[RequestRecord, ...], ...]
     """The requests of each setting."""
     table: LatencyTable
     steps: tuple[StepTimes, ...]
@@ -104,10 +113,7 @@ class RealRun:
 
     def slo(self, setting: dict[str, Any]) -> dict[str, float]:
         """A setting's SLO as `parse_slo` takes it."""
-        if isinstance(self.summary.get("slo"), dict):
-            absolute: dict[str, float] = self.summary["slo"]
-            return absolute
-        return {key: setting[key] for key in ("pslo", "dslo", "slo_scale") if key in setting}
+        return slo_of(self.summary, setting)
 
     def replay(self, index: int, *, at_own_speed: bool = False) -> Result:
         """Simulate one setting's requests on one loop over all modules, as the real executors are.
@@ -128,21 +134,18 @@ def read_run(folder: Path, tables: Path) -> RealRun:
 
     Raises ValueError for a folder that is no finished run, naming what is missing or damaged.
     """
-    summary = _read_json(folder / "summary.json")
-    for key in ("model", "policy", "settings", "table_device"):
-        if key not in summary:
-            raise ValueError(f"{folder / 'summary.json'}: {key} is missing")
-    if not summary.get("complete", True):
+    run = open_run(folder)
+    run.need("table_device")
+    if not run.is_complete:
         raise ValueError(f"{folder}: the run was interrupted; only a complete one can be compared")
-    path = Path(summary.get("table", ""))
+    path = Path(run.summary.get("table", ""))
     if path.is_file():
-        table = load_table(path, model=summary["model"])
+        table = load_table(path, model=run.summary["model"])
     else:
-        table = find_table(tables, summary["table_device"], summary["model"])
-    settings = len(summary["settings"])
-    records = _by_setting(folder / "requests.jsonl", settings)
-    steps = read_steps(folder / "steps.jsonl", table, settings)
-    return RealRun(folder, summary, tuple(tuple(group) for group in records), table, steps)
+        table = find_table(tables, run.summary["table_device"], run.summary["model"])
+    records = tuple(tuple(group) for group in run.requests())
+    steps = read_steps(run.path / "steps.jsonl", table, len(run.settings))
+    return RealRun(run.path, run.summary, records, table, steps)
 
 
 def read_steps(path: Path, table: LatencyTable, num_settings: int) -> tuple[StepTimes, ...]:
@@ -151,21 +154,28 @@ def read_steps(path: Path, table: LatencyTable, num_settings: int) -> tuple[Step
     An LLM's table measures the engine's whole step, so only the policy's decision comes on top; a pipeline's
     measures the module alone, so all of the scheduling does. Raises ValueError naming a damaged line.
     """
-    key = "decision_seconds" if is_llm(table) else "schedule_seconds"
-    groups = _by_setting(path, num_settings) if path.is_file() else [[]] * num_settings
-    return tuple(step_times([step | {"deciding": step.get(key) or 0.0} for step in group]) for group in groups)
+    is_language = is_llm(table)
+
+    def deciding(step: StepRow) -> float:
+        return (step.decision_seconds if is_language else step.schedule_seconds) or 0.0
+
+    groups = run_folder.read_steps(path, num_settings)
+    return tuple(step_times([(step, deciding(step)) for step in group]) for group in groups)
 
 
-def step_times(steps: Sequence[dict[str, Any]]) -> StepTimes:
-    """Of one setting's steps. What passes between a step and the next is taken as the median, free of waiting."""
+def step_times(steps: Sequence[tuple[StepRow, float]]) -> StepTimes:
+    """Of one setting's steps, each with the seconds that deciding took.
+
+    What passes between a step and the next is taken as the median, free of waiting.
+    """
     if not steps:
         return StepTimes()
-    gaps = [later["time"] - earlier["time"] - earlier["seconds"] for earlier, later in pairwise(steps)]
-    overhead = fmean(step["deciding"] for step in steps) + (max(median(gaps), 0.0) if gaps else 0.0)
+    gaps = [later.time - earlier.time - earlier.seconds for (earlier, _), (later, _) in pairwise(steps)]
+    overhead = fmean(deciding for _, deciding in steps) + (max(median(gaps), 0.0) if gaps else 0.0)
     known = [
-        (step["module"], int(step["time"] // WINDOW), step["seconds"] - step["deciding"], step["predicted_seconds"])
-        for step in steps
-        if step.get("predicted_seconds")
+        (step.module, int(step.time // WINDOW), step.seconds - deciding, step.predicted_seconds)
+        for step, deciding in steps
+        if step.predicted_seconds
     ]
     if not known:
         return StepTimes(overhead)
@@ -183,32 +193,3 @@ def _ratios(rows: Iterable[tuple[Key, float, float]]) -> dict[Key, float]:
         taken[key] += measured
         predicted[key] += expected
     return {key: taken[key] / predicted[key] for key in predicted}
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _by_setting(path: Path, num_settings: int) -> list[list[dict[str, Any]]]:
-    """The records of a file of JSON lines, by the setting that each names. Raises ValueError naming a damaged line."""
-    groups: list[list[dict[str, Any]]] = [[] for _ in range(num_settings)]
-    for number, line in enumerate(_read(path).splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            groups[record["setting"]].append(record)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: {type(error).__name__} {error}") from error
-    return groups
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected an object, got {type(data).__name__}")
-    return data

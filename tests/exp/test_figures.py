@@ -189,8 +189,8 @@ def test_runs_of_other_models_are_studies_of_their_own(tmp_path: Path) -> None:
     [
         (lambda path: (path / "summary.json").unlink(), "no run"),
         (lambda path: (path / "summary.json").write_text("{"), "is not JSON"),
-        (lambda path: (path / "summary.json").write_text('{"model": "m"}'), "has no policy, device, axes, settings"),
-        (lambda path: (path / "steps.jsonl").write_text('{"setting": 0}\n'), "steps.jsonl, line 1: is no step"),
+        (lambda path: (path / "summary.json").write_text('{"model": "m"}'), r"summary\.json: policy is missing"),
+        (lambda path: (path / "steps.jsonl").write_text('{"setting": 0}\n'), r"steps\.jsonl:1: time is missing"),
     ],
 )
 def test_a_damaged_run_is_named(tmp_path: Path, damage: Any, message: str) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from neusim import estimate as estimating
-from neusim.estimate import ROOT, TABLES, main
+from neusim.estimate import TABLES, main
 from neusim.estimating.llm import OptCost
 from neusim.estimating.roofline import Assumptions, Kernel, Roofline, product
 from neustream import LatencyTable, Shape, load_table
 from neustream.catalog.accelerators import ACCELERATORS
 from neustream.catalog.llms import OPT_SHAPES
+from neustream.cli.paths import ROOT
 from neustream.tables import find_table
 
 REFERENCE = Path(os.environ.get("NEUSTREAM_REFERENCE") or ROOT.parent / "shared" / "reference")

@@ -1,0 +1,176 @@
+"""Reads what a run left in its folder: `summary.json`, `requests.jsonl`, `steps.jsonl`.
+
+The one reader, for comparisons, figures and replays. It takes runs of every version that wrote such folders.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from neustream.cli.arguments import BadInput
+from neustream.cli.paths import RUNS
+from neustream.files import read_json, read_text
+from neustream.records import RequestRecord
+
+Row = TypeVar("Row")
+
+SCALES = ("pslo", "dslo", "slo_scale")
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """A line of `steps.jsonl`, as far as every version and every driver wrote it. Durations are in seconds."""
+
+    time: float
+    """When its planning began, since the origin of its setting."""
+    module: str
+    seconds: float
+    """From `time` until it had ended."""
+    batch_size: int
+    schedule_seconds: float | None = None
+    """What scheduling took of that in all."""
+    decision_seconds: float | None = None
+    """What the policy took of that; None in old runs of pipelines, where all of the scheduling was the policy's."""
+    predicted_seconds: float | None = None
+    request_ids: tuple[str, ...] = ()
+    """Empty in old runs of pipelines, which call the field `running_requests_id_list`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _SummaryForm:
+    """What every reader needs of a summary, in the form in which it must be there."""
+
+    model: str
+    policy: str
+    settings: list[dict[str, Any]]
+    axes: list[str] = field(default_factory=list)
+    device: str | None = None
+    table: str | None = None
+    table_device: str | None = None
+    complete: bool = True
+
+
+_SUMMARY: TypeAdapter[_SummaryForm] = TypeAdapter(_SummaryForm)
+_REQUEST: TypeAdapter[RequestRecord] = TypeAdapter(RequestRecord)
+_STEP: TypeAdapter[StepRow] = TypeAdapter(StepRow)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of a run that has been measured, its summary read and checked."""
+
+    path: Path
+    summary: Mapping[str, Any]
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Axes and figures of each setting."""
+        settings: list[dict[str, Any]] = self.summary["settings"]
+        return settings
+
+    @property
+    def axes(self) -> list[str]:
+        """What was swept: names of figures of each setting."""
+        return list(self.summary.get("axes", ()))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every setting was measured to its end."""
+        return bool(self.summary.get("complete", True))
+
+    def need(self, *keys: str) -> None:
+        """Raises BadInput naming the keys that the summary lacks, or that it has no measured setting."""
+        missing = [key for key in keys if key not in self.summary]
+        if missing or not self.settings:
+            what = f"{', '.join(missing)} missing" if missing else "no setting was measured"
+            raise BadInput(f"{self.path / 'summary.json'}: {what}")
+
+    def requests(self) -> list[list[RequestRecord]]:
+        """The requests of each setting, in the order in which they ended. Raises BadInput naming a damaged line."""
+        return _by_setting(self.path / "requests.jsonl", _REQUEST, len(self.settings))
+
+    def steps(self) -> list[list[StepRow]]:
+        """The steps of each setting, empty where the run kept none. Raises BadInput naming a damaged line."""
+        return read_steps(self.path / "steps.jsonl", len(self.settings))
+
+
+def find_run(text: str | Path) -> Path:
+    """The folder of a run, given by its path or by its name in the repository's `runs/`."""
+    path = Path(text)
+    return path if path.is_dir() else RUNS / path
+
+
+def open_run(text: str | Path) -> RunFolder:
+    """Read and check the summary of a run, given by its folder or its name in `runs/`. Raises BadInput."""
+    folder = find_run(text)
+    path = folder / "summary.json"
+    if not path.exists():
+        raise BadInput(f"{text}: no run ({path} does not exist)")
+    summary = read_json(path, BadInput)
+    try:
+        _SUMMARY.validate_python(summary)
+    except ValidationError as error:
+        raise BadInput(f"{path}: {first_error(error)}") from error
+    return RunFolder(folder, summary)
+
+
+def slo_of(summary: Mapping[str, Any], setting: Mapping[str, Any]) -> dict[str, float]:
+    """The SLO of a setting's requests in the outside form that `parse_slo` reads.
+
+    A summary says `{"kind": "absolute", "ttft_ms": …}` or `{"kind": "scale"}`; older ones the absolute values alone,
+    or a sentence for scales.
+    """
+    slo = summary.get("slo")
+    if isinstance(slo, Mapping) and slo.get("kind") != "scale":
+        return {key: value for key, value in slo.items() if key != "kind"}
+    return {key: setting[key] for key in SCALES if key in setting}
+
+
+def read_steps(path: Path, num_settings: int) -> list[list[StepRow]]:
+    """The lines of a `steps.jsonl` by setting; empty where there is no such file. Raises BadInput."""
+    return _by_setting(path, _STEP, num_settings) if path.is_file() else [[] for _ in range(num_settings)]
+
+
+def _by_setting(path: Path, adapter: TypeAdapter[Row], num_settings: int) -> list[list[Row]]:
+    groups: list[list[Row]] = [[] for _ in range(num_settings)]
+    for number, line in enumerate(read_text(path, BadInput).splitlines(), start=1):
+        try:
+            data = json.loads(line)
+            setting = _setting(data, num_settings)
+            groups[setting].append(adapter.validate_python(data))
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{path}:{number}: is not JSON ({error.msg} at column {error.colno})") from error
+        except ValidationError as error:
+            raise BadInput(f"{path}:{number}: {first_error(error)}") from error
+        except ValueError as error:
+            raise BadInput(f"{path}:{number}: {error}") from error
+    return groups
+
+
+def _setting(data: Any, num_settings: int) -> int:
+    """Which setting a line belongs to. Raises ValueError."""
+    if not isinstance(data, dict):
+        raise ValueError(f"expected an object, got {type(data).__name__}")
+    if "setting" not in data:
+        raise ValueError("setting is missing")
+    setting = data["setting"]
+    if type(setting) is not int or not 0 <= setting < num_settings:
+        raise ValueError(f"setting is {setting!r}, and the summary has {num_settings}, counted from 0")
+    return setting
+
+
+def first_error(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, on one line: field, what it is, what it should be."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if not where:
+        return f"expected an object, got {type(first['input']).__name__}"
+    return f"{where} is {first['input']!r:.60}: {first['msg'][:1].lower()}{first['msg'][1:]}"
