@@ -111,8 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{command.prog}: {error}", file=sys.stderr)
         return 2
     for name, module in table.modules.items():
-        step, _ = module.standalone(256)
-        print(f"{name:14} alone {step * 1e3:9.2f} ms")
+        print(f"{name:14} alone {module.alone(256) * 1e3:9.2f} ms")
     print(f"wrote {path}")
     return 0
 

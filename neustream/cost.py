@@ -46,7 +46,7 @@ def mixed_seconds(table: LatencyTable, plan: StepPlan) -> float:
     work = sum(tokens for tokens, _ in pieces)
     squares = sum(tokens * tokens for tokens, _ in pieces)
     shape = Shape(len(pieces) + decodes.batch, work + decodes.batch, squares + decodes.batch, work)
-    _, per_context = decode.standalone(1)
+    per_context = decode.slope
     read = decodes.context + sum(processed for _, processed in pieces)
     together = prefill.predict(shape) + per_context * read
     return max(together, decode.predict(decodes)) if decodes.batch else together
@@ -71,7 +71,5 @@ def remaining_alone(request: Request, table: LatencyTable) -> float:
     """Seconds that the request still needs if nothing else runs: Σ over its stages of latency(1) × visits left."""
     size = request.context
     return sum(
-        table[stage.module].standalone(size)[0] * left
-        for stage, left in zip(request.route, request.left, strict=True)
-        if left
+        table[stage.module].alone(size) * left for stage, left in zip(request.route, request.left, strict=True) if left
     )

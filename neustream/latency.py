@@ -32,8 +32,18 @@ class LatencyModel(Protocol):
         """Seconds that a step of this shape takes; positive."""
         ...
 
-    def standalone(self, context: int) -> tuple[float, float]:
-        """`(seconds, seconds per further unit of context)` of a lone request's step at this context."""
+    def alone(self, context: int) -> float:
+        """Seconds of a lone request's step at this context: of a prefill, the length of its prompt."""
+        ...
+
+    @property
+    def slope(self) -> float:
+        """Seconds that a step takes longer for each further unit of context of its requests."""
+        ...
+
+    @property
+    def largest(self) -> int | None:
+        """The largest batch that may be planned: the largest measured one. None: the form holds for any batch."""
         ...
 
 
@@ -71,23 +81,30 @@ class BatchLatency:
         if batch > sizes[-1]:
             return max(value, self.seconds[-1])
         if batch < sizes[0]:
-            return min(max(value, 0.0), self.seconds[0]) or self.seconds[0]
+            first = self.seconds[0]
+            # A smaller batch is never dearer. A line that falls to 0 says nothing about it.
+            return value if 0.0 < value < first else first
         return value
+
+    def alone(self, context: int) -> float:
+        return self.at(1)
+
+    @property
+    def slope(self) -> float:
+        return 0.0
 
     @property
     def largest(self) -> int:
-        """The largest batch size that was measured."""
         return self.batch[-1]
-
-    def standalone(self, context: int) -> tuple[float, float]:
-        return self.at(1), 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class TokensLatency:
-    """Prefill: `a + b·Σlen + c·Σlen²` over the batch, or the measured grid where it covers Σlen.
+    """Prefill: the formula `a + b·Σlen + c·Σlen²` over the batch, or a measured grid over Σlen.
 
-    The quadratic form is that of DistServe's simulator (OSDI'24).
+    The quadratic form is that of DistServe's simulator (OSDI'24). Where there is a grid, fewer tokens than its
+    first point cost what the first point costs, as in the published artifact. More tokens than its last point
+    cost what the formula adds to the last point, and never less than the last point.
     """
 
     coef: tuple[float, float, float]
@@ -95,20 +112,38 @@ class TokensLatency:
     seconds: tuple[float, ...] = ()
 
     def predict(self, shape: Shape) -> float:
-        tokens = self.tokens
-        if tokens and tokens[0] <= shape.work <= tokens[-1]:
-            return interpolate(tokens, self.seconds, shape.work)
+        tokens, work = self.tokens, shape.work
+        if not tokens:
+            return self._positive(work, self.formula(work, shape.work_squared))
+        if work <= tokens[0]:
+            return self.seconds[0]
+        if work <= tokens[-1]:
+            return interpolate(tokens, self.seconds, work)
+        last = self.seconds[-1]
+        return max(last, last + self.formula(work, shape.work_squared) - self.formula(tokens[-1], tokens[-1] ** 2))
+
+    def formula(self, work: float, squares: float) -> float:
+        """`a + b·work + c·squares`, in seconds; it may be negative where a fit has a negative coefficient."""
         a, b, c = self.coef
-        squares = shape.work_squared
-        value = a + b * shape.work + c * squares
-        return value if value > 0.0 else a if a > 0.0 else b * shape.work
+        return a + b * work + c * squares
 
-    def of(self, work: int) -> float:
-        """Seconds for one request of `work` units on its own."""
-        return self.predict(Shape(1, work, work * work, work))
+    def _positive(self, work: int, seconds: float) -> float:
+        """These seconds, or where they are not positive a part of the formula that is: a, else b·work."""
+        if seconds > 0.0:
+            return seconds
+        a, b, _ = self.coef
+        return a if a > 0.0 else b * work
 
-    def standalone(self, context: int) -> tuple[float, float]:
-        return self.of(context), 0.0
+    def alone(self, context: int) -> float:
+        return self.predict(Shape(1, context, context * context, context))
+
+    @property
+    def slope(self) -> float:
+        return 0.0
+
+    @property
+    def largest(self) -> None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +164,13 @@ class ContextLatency:
         value = interpolate(self.batch, self.seconds, batch)
         return max(value, self.seconds[-1]) if batch > self.batch[-1] else max(value, min(self.seconds))
 
-    def standalone(self, context: int) -> tuple[float, float]:
-        slope = self.coef[1]
-        return self.base(1) + slope * context, slope
+    def alone(self, context: int) -> float:
+        return self.base(1) + self.coef[1] * context
+
+    @property
+    def slope(self) -> float:
+        return self.coef[1]
+
+    @property
+    def largest(self) -> None:
+        return None

@@ -106,14 +106,14 @@ class ScaleSlo:
         alone = 0.0
         emitting = [i for i, stage in enumerate(route) if stage.emits and stage.visits]
         if not emitting:
-            alone = sum(table[stage.module].standalone(size)[0] * stage.visits for stage in route)
+            alone = sum(table[stage.module].alone(size) * stage.visits for stage in route)
             return Deadlines(arrival + self.first * alone)
         for stage in route[: emitting[0]]:
-            alone += table[stage.module].standalone(size)[0] * stage.visits
-        alone += table[route[emitting[0]].module].standalone(size)[0]
+            alone += table[stage.module].alone(size) * stage.visits
+        alone += table[route[emitting[0]].module].alone(size)
         later = route[emitting[1]] if len(emitting) > 1 else route[emitting[0]]
-        step, slope = table[later.module].standalone(size)
-        return Deadlines(arrival + self.first * alone, self.rest * step, self.rest * slope)
+        model = table[later.module]
+        return Deadlines(arrival + self.first * alone, self.rest * model.alone(size), self.rest * model.slope)
 
 
 Slo = AbsoluteSlo | ScaleSlo

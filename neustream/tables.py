@@ -111,6 +111,8 @@ def _parse_module(where: str, fields: Any) -> LatencyModel:
         return BatchLatency(*_grid(where, fields, "batch", required=True))
     if kind == "tokens":
         coef = _numbers(f"{where}.coef", fields.get("coef"), length=3)
+        if coef[0] <= 0 and coef[1] <= 0:
+            raise TableError(f"{where}.coef is {list(coef)}, expected its first or second number above 0")
         return TokensLatency((coef[0], coef[1], coef[2]), *_grid(where, fields, "tokens"))
     if kind == "context":
         coef = _numbers(f"{where}.coef", fields.get("coef"), length=2)

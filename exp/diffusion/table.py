@@ -27,5 +27,5 @@ def capacity(table: LatencyTable, spec: ModelSpec, steps: tuple[int, int], slo_s
     """Requests per second of this model in the best batch within the SLO; see docs/metrics.md."""
     mean = (steps[0] + steps[1] - 1) / 2
     visits = {module: mean if module == LOOP_MODULE else 1.0 for module in spec.modules}
-    largest = getattr(table[LOOP_MODULE], "largest", spec.max_batch)
+    largest = table[LOOP_MODULE].largest or spec.max_batch
     return pipeline_capacity(table, visits, slo_scale, max_batch=largest)

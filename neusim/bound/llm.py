@@ -36,7 +36,7 @@ class StepCosts:
     def __init__(self, table: LatencyTable, seats: int, longest: int, tokens: int) -> None:
         """`seats` bounds the sequences in a step, `longest` each prompt, `tokens` all prompts together."""
         decode = table[DECODE]
-        _, slope = decode.standalone(1)
+        slope = decode.slope
         self.slope = max(slope, 0.0)
         """Seconds of a step per token of context in it."""
         self.sequences = np.arange(1, seats + 1)
@@ -83,18 +83,36 @@ class StepCosts:
 
 
 def _least_prefill(model: object, longest: int, tokens: int) -> tuple[Floats, Floats]:
-    """`(work, seconds)`: corners of the least seconds of a step of w = 1…tokens in pieces of at most `longest`."""
+    """`(work, seconds)`: corners of the least seconds of a step of w = 1…tokens in pieces of at most `longest`.
+
+    At whole numbers of tokens between two corners the least seconds lie on the line between them.
+    """
     if not isinstance(model, TokensLatency):
         raise ValueError(f"the bound needs a prefill of kind 'tokens', got {type(model).__name__}")
-    a, b, c = model.coef
-    edges = (model.tokens[0] - 1, *model.tokens, model.tokens[-1] + 1) if model.tokens else ()
-    work = np.array(sorted({1, tokens, *(edge for edge in edges if 1 <= edge <= tokens)}), dtype=float)
-    squares = work if c >= 0 else work * longest
-    seconds = np.maximum(a + b * work + c * squares, 0.0)
-    if model.tokens:
-        covered = (work >= model.tokens[0]) & (work <= model.tokens[-1])
-        seconds = np.where(covered, np.interp(work, model.tokens, model.seconds), seconds)
-    return work, seconds
+    longest_piece = 1 if model.coef[2] >= 0 else longest
+    grid, floor, offset, first = _beyond_grid(model)
+
+    def beyond(work: float) -> float:
+        """The formula's line past the grid, for the pieces whose squares cost least; it may be below the floor."""
+        return offset + model.formula(work, work * longest_piece)
+
+    rise = beyond(1.0) - beyond(0.0)
+    crossing = (floor - beyond(0.0)) / rise if rise else 0.0
+    inside = {1, tokens, *(point for point in grid if point <= tokens)}
+    outside = {edge for edge in (first, crossing) if first <= edge <= tokens}
+    work = np.array(sorted(inside | outside), dtype=float)
+    seconds = [
+        float(np.interp(at, model.tokens, model.seconds)) if at < first else max(beyond(at), floor) for at in work
+    ]
+    return work, np.array(seconds)
+
+
+def _beyond_grid(model: TokensLatency) -> tuple[tuple[int, ...], float, float, int]:
+    """The grid's points, what more tokens cost at least, what is added to the formula, and from how many tokens."""
+    if not model.tokens:
+        return (), 0.0, 0.0, 1
+    last = model.tokens[-1]
+    return model.tokens, model.seconds[-1], model.seconds[-1] - model.formula(last, last**2), last + 1
 
 
 def llm_demands(

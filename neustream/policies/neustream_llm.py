@@ -60,7 +60,7 @@ class NeuStreamLlm:
         keep: list[Request] = []
         rejected: list[Rejection] = []
         for request in streams[PREFILL]:
-            alone, _ = self.prefill.standalone(request.pending)
+            alone = self.prefill.alone(request.pending)
             slack = request.next_deadline + max(self._credit(request, step), 0.0) - now
             if slack < alone and not request.units:
                 due = request.next_deadline - now

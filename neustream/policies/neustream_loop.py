@@ -18,8 +18,7 @@ def batch_cap(table: LatencyTable, module: str, slo_scale: float, delta: float =
     """The largest b with latency(b) < latency(1) × slo_scale × δ, within what was measured; at least 1."""
     model = table[module]
     bound = model.predict(Shape(1)) * slo_scale * delta
-    largest = getattr(model, "largest", MAX_BATCH)
-    sizes = range(1, min(largest, MAX_BATCH) + 1)
+    sizes = range(1, min(model.largest or MAX_BATCH, MAX_BATCH) + 1)
     return max((b for b in sizes if model.predict(Shape(b)) < bound), default=1)
 
 

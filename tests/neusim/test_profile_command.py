@@ -174,7 +174,7 @@ def test_a_tiny_model_is_profiled_end_to_end(tiny: Path, tmp_path: Path, layers:
     assert set(decode.batch) <= {1, 2, 4, 8, 16, 32, 64, 128, 256}
     assert len(decode.batch) >= 2
     assert decode.predict(Shape(256, context=256 * 64)) > decode.predict(Shape(1, context=64)) > 0
-    assert prefill.of(100) > 0
+    assert prefill.alone(100) > 0
     assert table.info.get("layers_measured") == ([1, 2] if layers else None)
     assert table.info["fit"]["decode"]["held_out"] > 0
     assert "prefill: R²" in result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -39,18 +40,59 @@ def test_a_batch_below_the_first_measured_is_positive_and_no_dearer():
     assert 0 < BatchLatency((4, 8), (1.0, 3.0)).at(1) <= 1.0
 
 
-def test_prefill_uses_the_grid_where_it_covers_the_tokens_and_the_formula_elsewhere():
+def test_prefill_is_interpolated_where_the_grid_covers_the_tokens():
     model = TokensLatency((0.1, 0.01, 0.001), (32, 64), (0.5, 0.9))
-    assert model.predict(Shape(1, 48, 48 * 48, 48)) == pytest.approx(0.7)
-    assert model.predict(Shape(2, 100, 5000, 100)) == pytest.approx(0.1 + 1.0 + 5.0)
-    assert model.of(10) == pytest.approx(0.1 + 0.1 + 0.1)
+    assert model.alone(48) == pytest.approx(0.7)
+    assert model.predict(Shape(2, 48, 5000, 48)) == pytest.approx(0.7)
+
+
+def test_prompts_shorter_than_the_grid_cost_what_its_first_point_costs():
+    model = TokensLatency((0.1, 0.01, 0.0), (32, 64), (0.9, 1.5))
+    assert [model.alone(tokens) for tokens in (1, 31, 32)] == [0.9, 0.9, 0.9]
+
+
+def test_beyond_the_grid_the_formula_adds_to_the_last_point():
+    model = TokensLatency((0.1, 0.01, 0.001), (32, 64), (0.5, 0.9))
+    assert model.alone(64) == 0.9
+    assert model.alone(65) == pytest.approx(0.9 + 0.01 + 0.001 * (65**2 - 64**2))
+    assert model.predict(Shape(2, 100, 5000, 100)) == pytest.approx(0.9 + 0.01 * 36 + 0.001 * (5000 - 64**2))
+    many_short = Shape(100, 100, 100, 100)
+    assert model.predict(many_short) == 0.9
+
+
+@given(
+    st.tuples(st.floats(-0.1, 1), st.floats(-0.01, 0.1), st.floats(-0.01, 0.01)),
+    st.lists(st.integers(1, 200), min_size=1, max_size=5, unique=True),
+    st.data(),
+)
+def test_a_grid_of_rising_seconds_never_makes_a_longer_prompt_cheaper_nor_jumps(coef, tokens, data):
+    tokens = tuple(sorted(tokens))
+    seconds = tuple(sorted(data.draw(st.lists(st.floats(0.01, 5), min_size=len(tokens), max_size=len(tokens)))))
+    model = TokensLatency(coef, tokens, seconds)
+    costs = [model.alone(work) for work in range(1, tokens[-1] + 1)]
+    assert all(before <= after + 1e-9 for before, after in pairwise(costs))
+    assert min(costs) >= seconds[0] - 1e-9
+    beyond = [model.alone(work) for work in range(tokens[-1], tokens[-1] + 50)]
+    assert min(beyond) >= seconds[-1] - 1e-9
+    step = abs(coef[1]) + abs(coef[2]) * (2 * tokens[-1] + 100)
+    assert all(abs(after - before) <= step + 1e-9 for before, after in pairwise(beyond))
+
+
+def test_a_formula_that_falls_to_nothing_is_never_free():
+    assert TokensLatency((0.1, -0.01, 0.0)).alone(20) == pytest.approx(0.1)
+    assert TokensLatency((-0.5, 0.01, 0.0)).alone(20) == pytest.approx(0.2)
+
+
+def test_only_a_measured_grid_over_batches_limits_the_batches_that_may_be_planned():
+    models = BatchLatency((1, 2, 4), (1.0, 1.5, 3.0)), TokensLatency((0.1, 0.0, 0.0)), ContextLatency((0.2, 0.001))
+    assert [model.largest for model in models] == [4, None, None]
 
 
 def test_decode_adds_the_context_to_a_constant_or_to_a_grid_over_the_batch():
     assert ContextLatency((0.2, 0.001)).predict(Shape(8, 0, 0, 100)) == pytest.approx(0.3)
     grid = ContextLatency((0.2, 0.001), (1, 3), (0.2, 0.4))
     assert grid.predict(Shape(2, 0, 0, 100)) == pytest.approx(0.4)
-    assert grid.standalone(50) == (pytest.approx(0.25), 0.001)
+    assert (grid.alone(50), grid.slope) == (pytest.approx(0.25), 0.001)
 
 
 @given(st.lists(st.floats(0.001, 10), min_size=2, max_size=6), st.floats(0, 12))
@@ -89,6 +131,7 @@ def test_a_grid_over_the_batch_size_is_written_as_schema_2(tmp_path: Path):
         (("modules", "denoise", "seconds"), [1.0, float("nan"), 3.0], r"modules.denoise.seconds\[1\] is nan"),
         (("modules", "denoise", "batch"), [1, 1, 2], r"modules.denoise.batch\[1\] is 1"),
         (("modules", "prefill", "coef"), [0.1], "modules.prefill.coef has 1 entries, expected 3"),
+        (("modules", "prefill", "coef"), [0.0, -0.1, 0.1], r"modules.prefill.coef is \[0.0, -0.1, 0.1\]"),
         (("modules", "decode", "coef"), [0.0, 0.1], r"modules.decode.coef\[0\] is 0.0"),
     ],
 )

@@ -126,7 +126,7 @@ def test_every_request_that_goes_in_ends_exactly_once(name, table, data):
 def test_neustream_rejects_no_prompt_that_could_still_make_its_first_token_alone(data):
     streams, now = data.draw(states(LLM))
     for rejection in make_policy("neustream", LLM).plan(now, streams, Limits()).rejected:
-        alone, _ = LLM["prefill"].standalone(rejection.request.pending)
+        alone = LLM["prefill"].alone(rejection.request.pending)
         assert now + alone > rejection.request.next_deadline
 
 

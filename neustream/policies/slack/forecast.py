@@ -28,7 +28,7 @@ class DecodeForecast:
     """
 
     def __init__(self, model: LatencyModel) -> None:
-        self.slope = model.standalone(1)[1]
+        self.slope = model.slope
         self._base = [model.predict(Shape(max(batch, 1))) for batch in range(SIZES)]
         self._bases = np.array(self._base)
 

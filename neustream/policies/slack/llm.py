@@ -125,5 +125,5 @@ class SlackLlm:
         if alone is None:
             if len(self._alone) >= MAX_MEMO:
                 self._alone.clear()
-            alone = self._alone[pending] = self.prefill.standalone(pending)[0]
+            alone = self._alone[pending] = self.prefill.alone(pending)
         return alone

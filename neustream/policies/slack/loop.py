@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from neustream.cost import gpu_demand
-from neustream.latency import BatchLatency, Shape
+from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
 from neustream.policies.base import MAX_BATCH
 from neustream.policies.slack.fit import FluidFit, Job, rank, rows_of
@@ -235,7 +235,7 @@ class SlackLoop:
 def seconds_by_batch(table: LatencyTable, module: str) -> list[float]:
     """Seconds of a step by batch size, for every size that was measured; noise that makes it fall is levelled."""
     model = table[module]
-    largest = min(model.largest, MAX_BATCH) if isinstance(model, BatchLatency) else MAX_BATCH
+    largest = min(model.largest or MAX_BATCH, MAX_BATCH)
     seconds = [0.0]
     for batch in range(1, largest + 1):
         seconds.append(max(seconds[-1], model.predict(Shape(batch))))
