@@ -1,7 +1,7 @@
 """`python -m vllm_patch apply | status | revert | verify [--target DIR]`: patch vLLM 0.5.4 and take it back.
 
 Exit code 0: the vLLM is as asked (apply, revert: it is so now; status, verify: it is patched). 1: it is not
-(status, verify), or its files cannot be written. 2: bad input; nothing was touched.
+(status, verify), or its files cannot be written, or read back otherwise. 2: bad input; nothing was touched.
 """
 
 from __future__ import annotations
@@ -17,32 +17,38 @@ from vllm_patch.target import FileState, Target, TargetError, find_target
 from vllm_patch.unified_diff import PatchError
 
 
+class NotAsWrittenError(RuntimeError):
+    """Files that read otherwise than they were written."""
+
+
 def apply(target: Target, patch_set: PatchSet) -> int:
     """Patch every file that is not patched yet. Refuses a tree with files that are neither."""
-    changes = _changes(target, patch_set, patch_set.apply)
-    target.remove_leftovers(patch_set)
-    if changes and target.applied_set() is None:
-        target.write_record(PATCHES)
-    target.replace(changes)
-    if changes:
-        target.write_record(PATCHES)
-    _report(target, changes, FileState.AFTER)
-    return 0
+    with target.locked(exclusive=True):
+        changes = _changes(target, patch_set, patch_set.apply)
+        target.remove_leftovers(target.states(patch_set))
+        if changes or not target.record.holds_only(PATCHES):
+            target.record.add(PATCHES)
+            target.replace(changes)
+            _read_back(target, patch_set, FileState.AFTER)
+            target.record.forget_others(PATCHES)
+    return _report(target, changes, FileState.AFTER)
 
 
 def revert(target: Target, patch_set: PatchSet) -> int:
     """Give every patched file back its original bytes. Refuses a tree with files that are neither."""
-    changes = _changes(target, patch_set, lambda _, original: original)
-    target.remove_leftovers(patch_set)
-    target.replace(changes)
-    target.remove_record()
-    _report(target, changes, FileState.BEFORE)
-    return 0
+    with target.locked(exclusive=True):
+        changes = _changes(target, patch_set, lambda _, original: original)
+        target.remove_leftovers(target.states(patch_set))
+        target.replace(changes)
+        _read_back(target, patch_set, FileState.BEFORE)
+        target.record.forget_all()
+    return _report(target, changes, FileState.BEFORE)
 
 
 def status(target: Target, patch_set: PatchSet) -> int:
     """Print in a line what the target is, and name the files that stand out."""
-    states = target.states(patch_set)
+    with target.locked(exclusive=False):
+        states = target.states(patch_set)
     kinds = set(states.values())
     if kinds == {FileState.AFTER} or kinds == {FileState.BEFORE}:
         print(f"{target.package}: {kinds.pop()} ({len(states)} files, {len(patch_set.patches)} patches)")
@@ -56,7 +62,8 @@ def status(target: Target, patch_set: PatchSet) -> int:
 
 def verify(target: Target, patch_set: PatchSet) -> int:
     """Compare every touched file with the hash that it has when patched."""
-    states = target.states(patch_set)
+    with target.locked(exclusive=False):
+        states = target.states(patch_set)
     wrong = sorted(path for path, state in states.items() if state is not FileState.AFTER)
     for path in wrong:
         print(f"{target.file(path)}: {states[path]}")
@@ -82,8 +89,20 @@ def _changes(
     return changes
 
 
-def _report(target: Target, changes: Mapping[str, bytes | None], state: FileState) -> None:
+def _read_back(target: Target, patch_set: PatchSet, wanted: FileState) -> None:
+    """Raises NotAsWrittenError where a file on the disk is not what it is said to be."""
+    # A file that only another patch set touches is in its original state under either.
+    states = target.states(patch_set)
+    fine = {wanted, FileState.BEFORE}
+    wrong = [path for path, state in states.items() if state not in (fine if path not in patch_set.files else {wanted})]
+    if wrong:
+        names = ", ".join(str(target.file(path)) for path in sorted(wrong))
+        raise NotAsWrittenError(f"did not come out as {wanted}, run it again: {names}")
+
+
+def _report(target: Target, changes: Mapping[str, bytes | None], state: FileState) -> int:
     print(f"{target.package}: {state} {f'now ({len(changes)} files)' if changes else 'already'}")
+    return 0
 
 
 def write_manifest(target: Target, folder: Path) -> int:
@@ -112,14 +131,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         target = find_target(options.target)
+    except TargetError as error:
+        print(f"vllm_patch: {error}", file=sys.stderr)
+        return 2
+    try:
         if options.command == "manifest":
             return write_manifest(target, PATCHES)
         return COMMANDS[options.command](target, load_patch_set())
     except (TargetError, PatchError) as error:
         print(f"vllm_patch: {error}", file=sys.stderr)
         return 2
+    except NotAsWrittenError as error:
+        print(f"vllm_patch: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
-        print(f"vllm_patch: cannot write {error.filename or options.target}: {error.strerror}", file=sys.stderr)
+        print(f"vllm_patch: cannot write {error.filename or target.package}: {error.strerror}", file=sys.stderr)
         return 1
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import re
-import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vllm_patch.patchset import VERSION, PatchSet, load_patch_set, sha256
-from vllm_patch.unified_diff import PatchError
+from vllm_patch.patchset import VERSION, PatchSet, sha256
+from vllm_patch.record import Record, sync
 
 
 class TargetError(ValueError):
@@ -32,17 +33,14 @@ class FileState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The folder of a vLLM package (the one that holds `version.py` and `engine/`).
-
-    A patched vLLM keeps a copy of the patch set in `record`, so that a newer set can take the older one back.
-    """
+    """The folder of a vLLM package (the one that holds `version.py` and `engine/`)."""
 
     package: Path
 
     @property
-    def record(self) -> Path:
-        """Where the copy of the applied patch set lies."""
-        return self.package / ".vllm_patch"
+    def record(self) -> Record:
+        """The patch sets that its files may come from."""
+        return Record(self.package)
 
     def file(self, path: str) -> Path:
         """Where the file lies that the patches call `vllm/...`."""
@@ -55,18 +53,29 @@ class Target:
         except FileNotFoundError:
             return None
 
-    def applied_set(self) -> PatchSet | None:
-        """The patch set that was applied here, if one is recorded."""
+    @contextmanager
+    def locked(self, *, exclusive: bool) -> Iterator[None]:
+        """Keep others out who change the package: also while it is only read, so that no half of a change is seen.
+
+        The lock is on the folder itself and leaves nothing behind. Says so where it has to wait.
+        """
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        descriptor = os.open(self.package, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return load_patch_set(self.record)
-        except PatchError:
-            return None
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"vllm_patch: waiting for another run on {self.package}", file=sys.stderr, flush=True)
+                fcntl.flock(descriptor, kind)
+            yield
+        finally:
+            os.close(descriptor)
 
     def states(self, patch_set: PatchSet) -> dict[str, FileState]:
-        """The state of every file that the patch set touches, or that an applied one touched."""
-        applied = self.applied_set()
-        paths = {**patch_set.files, **(applied.files if applied is not None else {})}
-        return {path: _state(path, sha256(self.read(path)), patch_set, applied) for path in paths}
+        """The state of every file that the patch set touches, or that a recorded one touched."""
+        recorded = self.record.sets()
+        paths = dict.fromkeys(path for one in (patch_set, *recorded) for path in one.files)
+        return {path: _state(path, sha256(self.read(path)), patch_set, recorded) for path in paths}
 
     def original(self, path: str, state: FileState, patch_set: PatchSet) -> bytes | None:
         """The unpatched content of a file in that state. Raises PatchError if a patch does not come off."""
@@ -74,38 +83,24 @@ class Target:
         if state is FileState.AFTER:
             return patch_set.revert(path, content)
         if state is FileState.OUTDATED:
-            applied = self.applied_set()
-            assert applied is not None, path
-            return applied.revert(path, content)
+            digest = sha256(content)
+            by = next(one for one in self.record.sets() if path in one.files and one.files[path].after == digest)
+            return by.revert(path, content)
         return content
 
-    def write_record(self, folder: Path) -> None:
-        """Keep a copy of the patch set in `folder`, in place of an older one."""
-        temporary = Path(tempfile.mkdtemp(dir=self.package, prefix=".vllm_patch.", suffix=".tmp"))
-        names = ["series", "manifest.json", *(folder / "series").read_text().split()]
-        for name in names:
-            shutil.copyfile(folder / name, temporary / name)
-        self.remove_record()
-        temporary.rename(self.record)
-
-    def remove_record(self) -> None:
-        """Forget which patch set was applied."""
-        shutil.rmtree(self.record, ignore_errors=True)
-
-    def remove_leftovers(self, patch_set: PatchSet) -> None:
-        """Delete the temporary files of a run that was killed."""
-        for path in patch_set.files:
+    def remove_leftovers(self, paths: Iterable[str]) -> None:
+        """Delete the temporary files of a run that was killed while it changed those files."""
+        for path in paths:
             place = self.file(path)
             for leftover in place.parent.glob(f".{place.name}.*.tmp"):
                 leftover.unlink(missing_ok=True)
-        for leftover in self.package.glob(f"{self.record.name}.*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        self.record.remove_leftovers()
 
     def replace(self, contents: Mapping[str, bytes | None]) -> None:
         """Give each file its new content, None removing it: all of them, or none if anything goes wrong.
 
         Every file is written beside its place first, then moved there, so a kill in the middle leaves whole
-        files, each patched or not; running the tool again goes on from there.
+        files, each patched or not; running the tool again goes on from there. All is on the disk at the end.
         """
         staged: dict[str, Path | None] = {}
         old: dict[str, bytes | None] = {}
@@ -120,6 +115,8 @@ class Target:
                 for path, content in old.items():
                     self._move(path, None if content is None else self._stage(path, content))
                 raise
+            for folder in sorted({self.file(path).parent for path in contents}):
+                sync(folder)
         finally:
             for temporary in staged.values():
                 if temporary is not None:
@@ -130,6 +127,8 @@ class Target:
         descriptor, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(name, place.stat().st_mode & 0o7777 if place.exists() else 0o644)
         return Path(name)
 
@@ -143,14 +142,14 @@ class Target:
             compiled.unlink(missing_ok=True)
 
 
-def _state(path: str, digest: str | None, patch_set: PatchSet, applied: PatchSet | None) -> FileState:
+def _state(path: str, digest: str | None, patch_set: PatchSet, recorded: Sequence[PatchSet]) -> FileState:
     current = patch_set.files.get(path)
     if current is not None and digest in (current.before, current.after):
         return FileState.AFTER if digest == current.after else FileState.BEFORE
-    older = applied.files.get(path) if applied is not None else None
-    if older is not None and digest in (older.before, older.after):
-        return FileState.OUTDATED if digest == older.after else FileState.BEFORE
-    return FileState.CHANGED
+    others = [one.files[path] for one in recorded if path in one.files]
+    if any(digest == other.before for other in others):
+        return FileState.BEFORE
+    return FileState.OUTDATED if any(digest == other.after for other in others) else FileState.CHANGED
 
 
 def find_target(folder: Path | None) -> Target:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,14 +209,11 @@ def older_set(folder: Path, tree: Path) -> Path:
 
 @pytest.mark.parametrize("then", ["apply", "revert"])
 def test_a_newer_patch_set_replaces_an_older_one_or_takes_it_back(
-    tree: Path, tmp_path: Path, patch_set: PatchSet, then: str, monkeypatch: pytest.MonkeyPatch
+    tree: Path, tmp_path: Path, patch_set: PatchSet, then: str
 ) -> None:
     original = snapshot(tree)
     older = older_set(tmp_path / "older", tree)
-    with monkeypatch.context() as patch:
-        patch.setattr(tool, "PATCHES", older)
-        patch.setattr(tool, "load_patch_set", lambda: load_patch_set(older))
-        assert run("apply", tree) == 0
+    assert run_with(older, "apply", tree) == 0
     assert FileState.OUTDATED in states(tree, patch_set)
     assert run("status", tree) == 1
     assert run(then, tree) == 0
@@ -223,6 +221,171 @@ def test_a_newer_patch_set_replaces_an_older_one_or_takes_it_back(
         assert snapshot(tree) == original
     else:
         assert states(tree, patch_set) == {FileState.AFTER}
+
+
+def variant(folder: Path, tree: Path, word: str) -> Path:
+    """A patch set that differs from the real one in a word of the first patch."""
+    shutil.copytree(PATCHES, folder)
+    first = folder / (folder / "series").read_text().split()[0]
+    first.write_text(first.read_text().replace("+    # Imported at first use:", f"+    # Imported {word}:"))
+    manifest = make_manifest(folder, Target(tree / "vllm").read)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def run_with(sets: Path, command: str, folder: Path) -> int:
+    """Run a command with another patch set than the real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tool, "PATCHES", sets)
+        patch.setattr(tool, "load_patch_set", lambda: load_patch_set(sets))
+        return run(command, folder)
+
+
+KILLED_UPGRADE = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from vllm_patch import __main__ as tool, target, record
+tool.PATCHES = Path({sets!r})
+tool.load_patch_set = lambda: tool_load(tool.PATCHES)
+from vllm_patch.patchset import load_patch_set as tool_load
+def kill(*arguments):
+    os.kill(os.getpid(), 9)
+replace = target.Target.replace
+if {when!r} == "before any file":
+    target.Target.replace = kill
+elif {when!r} == "between two files":
+    move, moved = os.replace, []
+    def move_or_kill(source, place):
+        moved.append(place)
+        if len(moved) == 2:
+            kill()
+        move(source, place)
+    os.replace = move_or_kill
+elif {when!r} == "after the last file":
+    record.Record.forget_others = kill
+else:
+    rmtree = record.shutil.rmtree
+    record.shutil.rmtree = lambda place, **options: (rmtree(place, **options), kill())
+tool.main(["apply", "--target", {tree!r}])
+"""
+
+
+@pytest.mark.parametrize("when", ["before any file", "between two files", "after the last file", "among the records"])
+@pytest.mark.parametrize("then", ["newest", "middle", "revert"])
+def test_an_upgrade_that_was_killed_leaves_what_any_later_one_needs(
+    tree: Path, tmp_path: Path, patch_set: PatchSet, when: str, then: str
+) -> None:
+    original = snapshot(tree)
+    oldest = older_set(tmp_path / "oldest", tree)
+    middle = variant(tmp_path / "middle", tree, "not yet")
+    assert run_with(oldest, "apply", tree) == 0
+    script = KILLED_UPGRADE.format(root=str(ROOT), sets=str(middle), tree=str(tree), when=when)
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    if then == "revert":
+        assert run("revert", tree) == 0
+        assert snapshot(tree) == original
+        return
+    if then == "middle":
+        assert run_with(middle, "apply", tree) == 0
+        assert states(tree, load_patch_set(middle)) == {FileState.AFTER}
+    assert run("apply", tree) == 0
+    assert states(tree, patch_set) == {FileState.AFTER}
+    assert Target(tree / "vllm").record.sets() == [patch_set]
+    assert run("revert", tree) == 0
+    assert snapshot(tree) == original
+
+
+def test_a_record_of_an_earlier_version_of_the_tool_is_understood(
+    tree: Path, tmp_path: Path, patch_set: PatchSet
+) -> None:
+    older = older_set(tmp_path / "older", tree)
+    assert run_with(older, "apply", tree) == 0
+    record = tree / "vllm/.vllm_patch"
+    shutil.rmtree(record)
+    shutil.copytree(older, record)
+    record.chmod(0o700)
+    assert FileState.OUTDATED in states(tree, patch_set)
+    assert run("apply", tree) == 0
+    assert states(tree, patch_set) == {FileState.AFTER}
+    assert Target(tree / "vllm").record.sets() == [patch_set]
+    assert [entry.is_dir() for entry in record.iterdir()] == [True]
+    assert record.stat().st_mode == (tree / "vllm").stat().st_mode
+
+
+def test_everybody_may_read_the_record(tree: Path) -> None:
+    (tree / "vllm").chmod(0o755)
+    before = os.umask(0o077)
+    try:
+        assert run("apply", tree) == 0
+    finally:
+        os.umask(before)
+    for path in (tree / "vllm/.vllm_patch", *(tree / "vllm/.vllm_patch").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+
+
+def test_a_file_that_reads_otherwise_than_written_is_told(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    move = os.replace
+
+    def lose_one(source: Path, place: Path) -> None:
+        if place.name != "outputs.py":
+            move(source, place)
+
+    monkeypatch.setattr("vllm_patch.target.os.replace", lose_one)
+    assert run("apply", tree) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"vllm_patch: did not come out as patched, run it again: {tree / 'vllm/outputs.py'}\n"
+    monkeypatch.undo()
+    assert run("apply", tree) == 0
+
+
+SLOW = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from vllm_patch import __main__ as tool
+move, moved = os.replace, []
+def wait_at_the_sixth(source, place):
+    moved.append(place)
+    if len(moved) == 6:
+        print("half way", flush=True)
+        sys.stdin.readline()
+    move(source, place)
+os.replace = wait_at_the_sixth
+sys.exit(tool.main(["apply", "--target", {tree!r}]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ("apply", "patched already"),
+        ("revert", "not patched now"),
+        ("status", ": patched ("),
+        ("verify", "14 of 14"),
+    ],
+)
+def test_a_second_run_waits_for_the_first(tree: Path, patch_set: PatchSet, second: str, said: str) -> None:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    slow = [sys.executable, "-c", SLOW.format(root=str(ROOT), tree=str(tree))]
+    command = [sys.executable, "-m", "vllm_patch", second, "--target", str(tree)]
+    with subprocess.Popen(slow, text=True, **pipes) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "half way\n"
+        with subprocess.Popen(command, text=True, cwd=ROOT, **pipes) as other:
+            assert other.stderr is not None
+            waits = other.stderr.readline()
+            out, err = first.communicate("go on\n", timeout=60)
+            assert waits == f"vllm_patch: waiting for another run on {tree / 'vllm'}\n"
+            assert (first.returncode, err) == (0, "")
+            assert "patched now (14 files)" in out
+            out, err = other.communicate(timeout=60)
+            assert (other.returncode, err) == (0, "")
+            assert said in out
+    assert states(tree, patch_set) == {FileState.BEFORE if second == "revert" else FileState.AFTER}
+    assert not list(tree.rglob("*.tmp"))
 
 
 def test_manifest_agrees_with_the_patches(tree: Path) -> None:
