@@ -7,6 +7,7 @@ from pathlib import Path
 
 from exp.harness.options import add_common_arguments, check_policy, resolve_cv, resolve_device
 from neustream.catalog.images import MODELS, ModelSpec, model_spec
+from neustream.catalog.paper import paper_rates
 from neustream.cli.arguments import BadInput, Parser, above, at_least, numbers, step_range
 
 DEFAULT_MODEL = {"cpu": "dit-nano", "cuda": "dit-s-2-256"}
@@ -19,21 +20,6 @@ CPU_SECONDS = 60.0
 """How long the rates may take together on a CPU; the number of requests follows from it."""
 LEAST_REQUESTS = 50
 QUICK_REQUESTS, QUICK_STEPS = 20, (8, 13)
-
-
-def _rates(first: float, last: float, step: float) -> tuple[float, ...]:
-    return tuple(round(first + i * step, 4) for i in range(round((last - first) / step) + 1))
-
-
-PAPER_RATES = {
-    "dit-s-2-256": _rates(0.5, 4.0, 0.5),
-    "dit-xl-2-256": _rates(0.2, 0.9, 0.1),
-    "palette-256": _rates(0.3, 1.0, 0.1),
-    "sd15-256": _rates(0.75, 2.5, 0.25),
-    "sd15-512": _rates(0.2, 0.55, 0.05),
-}
-"""The paper's sweeps, in requests per second, made for an RTX 4090."""
-SD_512_H100 = _rates(0.5, 1.2, 0.1)
 
 
 def make_parser() -> Parser:
@@ -98,9 +84,7 @@ def default_sweep(spec: ModelSpec, options: argparse.Namespace) -> tuple[float, 
     """The paper's rates where a GPU serves one of its models; None where the capacity decides."""
     if options.device == "cpu" or options.quick:
         return None
-    if spec.name == "sd15-512" and options.slug.startswith("h"):
-        return SD_512_H100
-    return PAPER_RATES.get(spec.name)
+    return paper_rates(options.slug, spec.name)
 
 
 def default_requests(options: argparse.Namespace, rates: tuple[float, ...]) -> int:

@@ -11,37 +11,17 @@ from neusim.sim.device import default_device
 from neusim.sim.run import simulate
 from neusim.sim.sweep import MAX_TOKENS, Point, Sweep, default_rate, default_steps, num_tasks, run_sweep
 from neustream.capacity import llm_capacity, pipeline_capacity
+from neustream.catalog.paper import PAIRS, paper_rates
 from neustream.cli.arguments import BadInput
 from neustream.policies import is_llm, policies_for
 from neustream.route import LOOP_MODULE
 from neustream.tables import LatencyTable, find_table
 from neustream.workload import MEAN_PROMPT
 
-PAIRS = (
-    ("rtx4090", "dit-s-2-256"),
-    ("rtx4090", "dit-xl-2-256"),
-    ("rtx4090", "palette-256"),
-    ("rtx4090", "sd15-256"),
-    ("rtx4090", "sd15-512"),
-    ("h100", "sd15-512"),
-    ("a6000", "opt-13b"),
-    ("a6000", "opt-30b"),
-    ("a6000", "opt-66b"),
-)
-"""What the paper measured."""
 QUICK_PAIRS = (PAIRS[0], PAIRS[6])
 LOADS: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """Rates, as multiples of the device's capacity."""
 USUAL_LOAD = 1.0
-PUBLISHED: dict[tuple[str, str], tuple[float, ...]] = {
-    ("rtx4090", "dit-s-2-256"): (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
-    ("rtx4090", "dit-xl-2-256"): (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-    ("rtx4090", "palette-256"): (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-    ("rtx4090", "sd15-256"): (0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5),
-    ("rtx4090", "sd15-512"): (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55),
-    ("h100", "sd15-512"): (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2),
-}
-"""The paper's rates; with them the others stay at `neusim.sim.sweep.default_rate`."""
 CVS: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0, 4.0)
 IMAGE_SLO: dict[str, tuple[float, ...]] = {"slo_scale": (1.2, 1.5, 2.0, 3.0, 5.0, 7.0)}
 LLM_SLO: dict[str, tuple[float, ...]] = {"pslo": (1.5, 2.0, 3.0, 5.0, 8.0), "dslo": (1.2, 1.5, 2.0, 3.0, 5.0)}
@@ -114,8 +94,9 @@ def make_plan(
     capacity = _capacity(table, steps)
     slo = LLM_SLO if is_llm(table) else IMAGE_SLO
     usual_rate, rates = USUAL_LOAD * capacity, tuple(load * capacity for load in LOADS)
-    if published and pair in PUBLISHED:
-        usual_rate, rates = default_rate(table, {}, MAX_TOKENS) or usual_rate, PUBLISHED[pair]
+    paper = paper_rates(*pair) if published and not table.device.startswith("cpu") else None
+    if paper is not None:
+        usual_rate, rates = default_rate(table, {}, MAX_TOKENS) or usual_rate, paper
     usual = Point(
         float(f"{usual_rate:.3g}"),
         USUAL_LLM_CV if is_llm(table) else USUAL["cv"],

@@ -13,16 +13,13 @@ from neusim.sim.device import Device
 from neusim.sim.run import simulate
 from neusim.sim.workload import LlmWorkload, PipelineWorkload, Workload
 from neustream.capacity import llm_capacity
+from neustream.catalog.paper import paper_steps, usual_rate
 from neustream.policies import is_llm
 from neustream.slo import parse_slo
 from neustream.tables import LatencyTable
 from neustream.workload import MEAN_PROMPT
 
 MAX_TOKENS = 300
-STEPS = {"dit": (200, 250), "palette": (80, 100), "sd": (30, 51)}
-"""Denoising steps, lowest and one past the highest, by the first part of a model's name."""
-RATES = {"dit-s-2-256": 2.0, "dit-xl-2-256": 0.4, "palette-256": 0.4, "sd15-256": 1.25, "sd15-512": 0.3}
-H100_RATES = {"sd15-512": 0.8}
 LLM_CV, PIPELINE_CV = 1.0, 2.0
 MAX_BOUNDED = 20_000
 """Requests beyond which no bound is computed: it needs them all at once."""
@@ -83,7 +80,7 @@ def points(axes: dict[str, Sequence[float]]) -> tuple[Point, ...]:
 
 def default_steps(model: str) -> tuple[int, int] | None:
     """The published range of denoising steps for this kind of model; None where none is known."""
-    return next((steps for prefix, steps in STEPS.items() if model.startswith(prefix)), None)
+    return paper_steps(model)
 
 
 def default_rate(table: LatencyTable, slo: dict[str, float], max_tokens: int) -> float | None:
@@ -91,9 +88,7 @@ def default_rate(table: LatencyTable, slo: dict[str, float], max_tokens: int) ->
     if is_llm(table):
         rate = llm_capacity(table, prompt=MEAN_PROMPT, max_tokens=max_tokens, dslo=slo.get("dslo", 1.5))
         return float(f"{rate:.3g}")
-    if table.device.startswith("h100") and table.model in H100_RATES:
-        return H100_RATES[table.model]
-    return RATES.get(table.model)
+    return usual_rate(table.device, table.model)
 
 
 def run_policy(sweep: Sweep, point: Point, policy: str) -> dict[str, Any]:

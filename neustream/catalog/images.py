@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from neustream.catalog.paper import STEPS
+
 Family = Literal["dit", "sd", "palette"]
 VAE_SCALE = 8
 """Pixels per latent, along each side, of the VAE."""
@@ -114,18 +116,18 @@ def _dit(name: str, size: int, layers: int, heads: int, head_dim: int, vae: Mapp
     }  # fmt: skip
     networks = {"transformer": transformer, "vae": vae}
     modules = ("denoise", "vae")
-    return ModelSpec(name, "dit", size, 16, modules, networks, (200, 250), 4.0, ("ddim", "ddpm"), LINEAR)
+    return ModelSpec(name, "dit", size, 16, modules, networks, STEPS["dit"], 4.0, ("ddim", "ddpm"), LINEAR)
 
 
 def _sd(name: str, size: int, networks: Mapping[str, Any]) -> ModelSpec:
     modules = ("text_encoder", "denoise", "vae", "safety")
     schedules = ("ddim", "ddpm", "euler")
-    return ModelSpec(name, "sd", size, 8, modules, networks, (30, 51), 7.5, schedules, SCALED)
+    return ModelSpec(name, "sd", size, 8, modules, networks, STEPS["sd"], 7.5, schedules, SCALED)
 
 
 def _palette(name: str, size: int, unet: Mapping[str, Any]) -> ModelSpec:
     networks = {"unet": {**unet, "sample_size": size}}
-    return ModelSpec(name, "palette", size, 8, ("denoise",), networks, (80, 100), 1.0, ("ddpm", "ddim"), CLIPPED)
+    return ModelSpec(name, "palette", size, 8, ("denoise",), networks, STEPS["palette"], 1.0, ("ddpm", "ddim"), CLIPPED)
 
 
 def _sd_networks(size: int) -> dict[str, Any]:
