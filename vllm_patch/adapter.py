@@ -14,11 +14,12 @@ from vllm.core.step_policy import StepCapacity, StepDecision, StepRecord
 from vllm.sequence import SequenceGroup, SequenceStatus
 
 from neustream.history import StepHistory
+from neustream.ledger import Ledger, catch_up
 from neustream.plan import Limits, StepPlan
-from neustream.policies.base import StepPolicy
+from neustream.policies.base import StepPolicy, seats_taken
 from neustream.request import OnMiss, Outcome, Request
-from neustream.route import DECODE, PREFILL, Stage
-from neustream.slo import NO_DEADLINES, parse_slo
+from neustream.route import DECODE, PREFILL
+from neustream.slo import NO_DEADLINES
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
 
@@ -56,27 +57,34 @@ class Adapter:
         self.policy = policy
         self.table = table
         self.max_model_len = max_model_len
-        self.default_slo = default_slo
-        self.on_miss: OnMiss = on_miss
         self.on_end: Callable[[Request], None] | None = None
         self.streams = Streams((PREFILL, DECODE))
+        self.ledger: Ledger[GroupRequest] = Ledger(default_slo, table, on_miss=on_miss, kind=GroupRequest)
         self.history = StepHistory(table)
 
+    def reset_history(self) -> None:
+        """Forget what steps took and how long texts were, so that another run on this engine starts afresh."""
+        self.history = StepHistory(self.table)
+
     def on_add(self, group: SequenceGroup) -> None:
-        """Make the group's request. Raises ValueError for an SLO that cannot be understood."""
+        """Make the group's request. Raises ValueError for an SLO that cannot be understood and for an id in use."""
         self._add(group)
 
     def _add(self, group: SequenceGroup) -> GroupRequest:
         length = group.seqs[0].get_prompt_len()
         params = group.sampling_params
-        most = max(self.max_model_len - length, 1)
-        num_tokens = min(params.max_tokens or most, most) if params is not None else 1
-        route = (Stage(PREFILL, 1, emits=True), Stage(DECODE, num_tokens - 1, emits=True))
-        arrival = group.metrics.arrival_time
-        slo, on_miss = split_slo(group.slo if group.slo is not None else self.default_slo, self.on_miss)
-        bound = parse_slo(slo).bind(arrival, route, length, self.table) if slo else NO_DEADLINES
-        width = params.best_of if params is not None else 1
-        request = GroupRequest(group.request_id, arrival, bound, route, length, on_miss=on_miss, width=width)
+        if params is None:
+            raise ValueError(f"request {group.request_id!r} asks for an embedding: a step policy serves texts")
+        # vLLM stops a text once it is longer than the model's length: the token that makes it so comes out too.
+        most = max(self.max_model_len - length + 1, 1)
+        request = self.ledger.add(
+            group.request_id,
+            group.metrics.arrival_time,
+            length,
+            min(params.max_tokens or most, most),
+            width=params.best_of,
+            slo=group.slo,
+        )
         self.streams.add(request)
         request.place = PREFILL
         request.group = group
@@ -89,15 +97,15 @@ class Adapter:
         if request is None:
             return
         group.policy_state = None
-        self._catch_up(request)
+        catch_up(request, request.group.metrics.token_times)
         self._move(request, None)
         outcome = next((ENDED_BADLY[seq.status] for seq in group.seqs if seq.status in ENDED_BADLY), None)
         if request.deadlines is not NO_DEADLINES:
             units = request.units + (outcome is Outcome.REJECTED)
             group.metrics.deadlines = [request.deadlines.at(unit) for unit in range(1, units + 1)]
         reason = str(group.seqs[0].stop_reason) if outcome is Outcome.REJECTED else None
-        ended_at = request.last_unit_at if outcome is None else time.time()
-        request.end(ended_at or time.time(), outcome, reason)
+        ended_at = request.last_unit_at if outcome is None else None
+        self.ledger.end(request.request_id, time.time() if ended_at is None else ended_at, outcome, reason)
         self.history.finished(request)
         if self.on_end is not None:
             self.on_end(request)
@@ -118,8 +126,8 @@ class Adapter:
         """Bring the requests up to date, ask the policy, translate its plan."""
         impossible = self._sync(waiting, running, swapped, capacity)
         limits = Limits(
-            # vLLM prefills nothing while a group is swapped out.
-            max_resident=0 if swapped else capacity.max_num_seqs,
+            # vLLM prefills nothing while a group is swapped out: no seat is free.
+            max_resident=seats_taken(self.streams[DECODE]) if swapped else capacity.max_num_seqs,
             max_work=capacity.max_num_batched_tokens,
             free_blocks=capacity.num_free_blocks,
             block_size=capacity.block_size,
@@ -148,7 +156,7 @@ class Adapter:
                 self._move(request, None)
                 impossible.append(group)
             elif request.stage or request.place is None:
-                self._catch_up(request)
+                catch_up(request, request.group.metrics.token_times)
                 self._move(request, None)
                 request.preempt()
                 preempted = True
@@ -159,20 +167,17 @@ class Adapter:
                     self._move(group.policy_state, PREFILL)
         for group in running:
             request = group.policy_state or self._add(group)
-            self._catch_up(request)
+            catch_up(request, request.group.metrics.token_times)
             if request.place != DECODE:
                 self._move(request, DECODE)
+                request.is_resident = True  # also one that came back from swap space
         for group in swapped:
             request = group.policy_state or self._add(group)
             if request.place is not None:
-                self._catch_up(request)
+                catch_up(request, request.group.metrics.token_times)
                 self._move(request, None)
+                request.is_resident = False
         return impossible
-
-    def _catch_up(self, request: GroupRequest) -> None:
-        times = request.group.metrics.token_times
-        while request.units < len(times):
-            request.advance(times[request.units])
 
     def _move(self, request: GroupRequest, place: str | None) -> None:
         if request.place is not None:
@@ -196,14 +201,3 @@ class Adapter:
         if plan.module == PREFILL:
             return StepDecision(prefill=[*impossible, *batch], reject=reject)
         return StepDecision(prefill=impossible, decode=batch, reject=reject, wake=plan.wake)
-
-
-def split_slo(slo: Any, on_miss: OnMiss) -> tuple[dict[str, Any], OnMiss]:
-    """`(SLO fields, what to do on a miss)` of a request's `slo`. Raises ValueError for what is no mapping."""
-    if slo is not None and not isinstance(slo, Mapping):
-        raise ValueError(f"slo must be a mapping such as {{'ttft_ms': 500, 'tpot_ms': 50}}, got {slo!r}")
-    fields = dict(slo or {})
-    chosen = fields.pop("on_miss", on_miss)
-    if chosen not in ("reject", "demote"):
-        raise ValueError(f"on_miss must be 'reject' or 'demote', got {chosen!r}")
-    return fields, chosen

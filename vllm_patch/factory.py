@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from neustream.ledger import split_slo
 from neustream.policies import make_policy
 from neustream.policies.base import StepPolicy
 from neustream.policies.fcfs import Fcfs
 from neustream.slo import ScaleSlo, parse_slo
 from neustream.tables import LatencyTable, load_table
-from vllm_patch.adapter import Adapter, split_slo
+from vllm_patch.adapter import Adapter
 
 KEYS = {"policy", "table", "slo", "on_miss", "options"}
 

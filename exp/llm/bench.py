@@ -10,18 +10,45 @@ from exp.harness.client import Job
 from exp.harness.runner import OnStep
 from exp.harness.settings import Setting
 from exp.llm.config import STOCK
-from exp.llm.engine import LlmServer, load_engine, warm_up
-from exp.llm.ledger import Ledger
 from exp.llm.model import Model
 from exp.llm.prompts import Prompts
-from neustream.slo import parse_slo
+from neustream.cli.arguments import RunFailed
+from neustream.driver import Ask
+from neustream.request import Request
 from neustream.tables import LatencyTable
 from neustream.workload import gamma_arrivals
+from vllm_patch.driver import VllmDriver
+from vllm_patch.engine import EngineUnavailable, load_engine, warm_up
 
 
 def slo_of(setting: Setting, absolute: dict[str, float] | None) -> dict[str, float]:
     """The SLO of a setting's requests in its outside form; one object for the engine and the accounting."""
     return absolute or {"pslo": setting["pslo"], "dslo": setting["dslo"]}
+
+
+class DriverServer:
+    """A driver in the shape of `exp.harness.serving.Server`."""
+
+    def __init__(self, driver: VllmDriver, on_step: OnStep) -> None:
+        self.driver = driver
+        self.on_step = on_step
+
+    @property
+    def num_unfinished(self) -> int:
+        return self.driver.num_unfinished
+
+    def submit(self, request_id: str, arrival: float, payload: Any) -> None:
+        self.driver.submit(Ask(request_id, arrival, payload))
+
+    def step(self) -> list[Request]:
+        record = self.driver.step()
+        if record is not None:
+            self.on_step(record.to_json())
+        return self.driver.take_ended()
+
+    def abort_all(self) -> list[Request]:
+        self.driver.abort_all("the run ended before it did")
+        return self.driver.take_ended()
 
 
 class LlmBench:
@@ -55,25 +82,33 @@ class LlmBench:
             for i, (offset, prompt) in enumerate(zip(offsets, prompts, strict=True))
         ]
 
-    def server(self, setting: Setting, on_step: OnStep) -> LlmServer:
-        """The engine, for one setting. Stock vLLM is not told of the SLO; the ledger judges by it all the same."""
-        slo = slo_of(setting, self.absolute_slo)
-        ledger = Ledger(parse_slo(slo), self.table, self.max_tokens)
-        return LlmServer(self.engine, ledger, None if self.policy == STOCK else slo, on_step)
+    def driver(self, setting: Setting) -> VllmDriver:
+        """The engine, for one setting, with a history of its own. The SLO is the default of all requests."""
+        return VllmDriver(self.engine, table=self.table, slo=slo_of(setting, self.absolute_slo))
+
+    def server(self, setting: Setting, on_step: OnStep) -> DriverServer:
+        """The driver, as the harness asks for it."""
+        return DriverServer(self.driver(setting), on_step)
 
 
 def load_bench(
     options: argparse.Namespace, model: Model, table: LatencyTable, table_file: Path, prompts: Prompts
 ) -> LlmBench:
-    """Load the model and warm it up."""
-    engine = load_engine(
-        model,
-        policy=None if options.policy == STOCK else options.policy,
-        table=table_file,
-        dtype=options.dtype,
-        tensor_parallel=options.tp,
-        seed=options.seed,
-    )
+    """Load the model and warm it up. Raises RunFailed where no engine can be loaded."""
+    policy = None if options.policy == STOCK else {"policy": options.policy, "table": str(table_file)}
+    try:
+        with model.engine_folder() as folder:
+            engine = load_engine(
+                folder,
+                device=options.device,
+                dtype=options.dtype,
+                tensor_parallel=options.tp,
+                seed=options.seed,
+                has_weights=model.has_weights,
+                step_policy=policy,
+            )
+    except EngineUnavailable as error:
+        raise RunFailed(str(error)) from error
     warm_up(engine, prompts.make(1, options.seed)[0])
     return LlmBench(
         engine,

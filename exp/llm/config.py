@@ -11,6 +11,7 @@ from exp.llm.model import Model
 from neustream.catalog.machine import check_tensor_parallel
 from neustream.cli.arguments import BadInput, Parser, at_least, numbers, parse_goodput, whole
 from neustream.slo import parse_slo
+from vllm_patch.engine import EngineUnavailable, check_device
 
 STOCK = "vllm"
 """The policy's name that means none: stock vLLM, whose SLOs are measured only."""
@@ -70,6 +71,10 @@ def check_options(options: argparse.Namespace) -> None:
     options.pslo = options.pslo or PSLO
     options.dslo = options.dslo or DSLO
     resolve_device(options)
+    try:
+        check_device(options.device)
+    except EngineUnavailable as error:
+        raise BadInput(str(error)) from error
     options.max_tokens = options.max_tokens or (QUICK_TOKENS if options.quick else MAX_TOKENS[options.device])
 
 

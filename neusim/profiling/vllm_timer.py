@@ -6,7 +6,6 @@ The only module here that imports vLLM and torch.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from neusim.profiling.grid import MAX_SEQS, STEP_TOKENS, Point
 from neusim.profiling.memory import GIB, MemoryPlan
 from neusim.profiling.settings import Settings, SettingsError
 from neustream.catalog.llms import OptShape
+from vllm_patch import engine
 
 TOKEN = 5
 """What stands for a generated token where the forward pass is skipped; any id that is not special."""
@@ -29,35 +29,22 @@ def load_engine(model: OptShape, settings: Settings, dtype: str, plan: MemoryPla
 
     Raises SettingsError where vLLM is missing or was built for the other kind of device.
     """
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(plan.cache_bytes // GIB)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        from vllm import EngineArgs, LLMEngine
-        from vllm.utils import is_cpu
-    except ImportError as error:
-        raise SettingsError(f"vLLM cannot be imported ({error}); run `bash install.sh`") from error
-    if is_cpu() != (settings.device == "cpu"):
-        built = "cpu" if is_cpu() else "cuda"
-        raise SettingsError(f"this vLLM was built for {built}, asked for is --device {settings.device}")
-    with tempfile.TemporaryDirectory(prefix="profile-") as folder:
-        Path(folder, "config.json").write_text(json.dumps(model.config(plan.depth)))
-        return LLMEngine.from_engine_args(
-            EngineArgs(
-                model=folder,
-                load_format="dummy",
-                skip_tokenizer_init=True,
-                dtype=dtype,
+        with tempfile.TemporaryDirectory(prefix="profile-") as folder:
+            Path(folder, "config.json").write_text(json.dumps(model.config(plan.depth)))
+            return engine.load_engine(
+                Path(folder),
                 device=settings.device,
-                tensor_parallel_size=settings.tp,
+                dtype=dtype,
+                tensor_parallel=settings.tp,
+                cache_gib=plan.cache_bytes // GIB,
                 max_model_len=min(model.max_positions, STEP_TOKENS),
                 max_num_batched_tokens=STEP_TOKENS,
                 max_num_seqs=MAX_SEQS,
                 enforce_eager=settings.device == "cpu" or plan.layers is not None,
-                disable_log_stats=True,
             )
-        )
+    except engine.EngineUnavailable as error:
+        raise SettingsError(str(error)) from error
 
 
 class EngineTimer:

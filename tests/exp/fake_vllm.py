@@ -19,13 +19,25 @@ TABLE = LatencyTable(
 """Prefill of n tokens: 10 + n ms; decode: 20 ms."""
 
 
+class FakePolicy:
+    """What a driver asks of the hook in the scheduler; `resets` counts how often a history began anew."""
+
+    def __init__(self) -> None:
+        self.policy = self
+        self.wake: float | None = None
+        self.resets = 0
+
+    def reset_history(self) -> None:
+        self.resets += 1
+
+
 class FakeVllm:
     """Prefills one waiting request per step, else decodes all running. `reject` names requests that time out."""
 
-    def __init__(self, reject: Iterable[str] = (), seconds: float = 0.001) -> None:
+    def __init__(self, reject: Iterable[str] = (), seconds: float = 0.001, has_policy: bool = True) -> None:
         self.reject = set(reject)
         self.seconds = seconds
-        self.scheduler = [SimpleNamespace(on_step=None)]
+        self.scheduler = [SimpleNamespace(on_step=None, step_policy=FakePolicy() if has_policy else None)]
         self.added: dict[str, dict[str, Any]] = {}
         self.aborted: list[str] = []
         self.live: dict[str, SimpleNamespace] = {}
@@ -38,7 +50,7 @@ class FakeVllm:
     def abort_request(self, request_ids: list[str]) -> None:
         self.aborted += request_ids
         for request_id in request_ids:
-            del self.live[request_id]
+            self.live.pop(request_id, None)
 
     def has_unfinished_requests(self) -> bool:
         return bool(self.live)

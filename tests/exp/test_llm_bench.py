@@ -12,11 +12,11 @@ from fake_vllm import TABLE, FakeVllm
 
 from exp.harness.folder import create_run_folder
 from exp.harness.report import goodput_columns
-from exp.harness.runner import OnStep, run_settings
+from exp.harness.runner import run_settings
 from exp.harness.settings import Setting, sweep
 from exp.llm.bench import LlmBench
-from exp.llm.engine import LlmServer
 from exp.llm.prompts import Prompts
+from vllm_patch.driver import VllmDriver
 
 AXES = {"rate": (400.0,), "cv": (1.0,), "pslo": (3.0,), "dslo": (1.5,)}
 HEADER = {"policy": "neustream", "model": "opt-125m", "taken_at": "engine"}
@@ -25,10 +25,10 @@ HEADER = {"policy": "neustream", "model": "opt-125m", "taken_at": "engine"}
 class FakedBench(LlmBench):
     """The bench, but for vLLM's own sampling parameters."""
 
-    def server(self, setting: Setting, on_step: OnStep) -> LlmServer:
-        server = super().server(setting, on_step)
-        server.params = lambda max_tokens: max_tokens
-        return server
+    def driver(self, setting: Setting) -> VllmDriver:
+        driver = super().driver(setting)
+        driver.params = lambda max_tokens: max_tokens
+        return driver
 
 
 def bench(engine: FakeVllm, policy: str = "neustream", num_requests: int = 20) -> FakedBench:
@@ -58,8 +58,8 @@ def test_two_hundred_in_two_hundred_accounted_for(tmp_path: Path) -> None:
 
 
 def test_a_policys_engine_gets_the_slo_and_stock_vllm_does_not(tmp_path: Path) -> None:
-    for policy, slo in (("neustream", {"pslo": 3.0, "dslo": 1.5}), ("vllm", None)):
-        engine = FakeVllm()
+    for policy, slo in (("neustream", {"pslo": 3.0, "dslo": 1.5, "on_miss": "reject"}), ("vllm", None)):
+        engine = FakeVllm(has_policy=slo is not None)
         _, row, _ = run(bench(engine, policy, num_requests=3), tmp_path / policy)
         assert [options.get("slo") for options in engine.added.values()] == [slo] * 3
         assert row["good"] == 3
@@ -102,3 +102,12 @@ def test_an_interrupt_frees_the_engine(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_policys_time_is_told_from_the_schedulers(tmp_path: Path) -> None:
     _, row, _ = run(bench(FakeVllm()), tmp_path)
     assert row["schedule_share"] == pytest.approx(row["scheduler_share"] / 10)
+
+
+def test_each_setting_begins_with_a_new_history(tmp_path: Path) -> None:
+    engine = FakeVllm()
+    settings = sweep({**AXES, "rate": (400.0, 500.0, 600.0)})
+    with create_run_folder(str(tmp_path / "run"), "p", "m") as folder:
+        columns = goodput_columns(list(AXES))
+        run_settings(bench(engine, num_requests=3), settings, folder, HEADER, best_by="token_goodput", columns=columns)
+    assert engine.scheduler[0].step_policy.resets == 3
