@@ -18,7 +18,7 @@ from neusim.sim.memory import KvMemory
 from neusim.sim.process import Process, ProcessStreams, RunningStep
 from neustream.cost import gpu_demand
 from neustream.history import StepHistory
-from neustream.loop import DONE, commit, reject
+from neustream.loop import DONE, StepResult, commit, reject
 from neustream.plan import UNLIMITED, Limits, StepPlan
 from neustream.policies import StepPolicy, is_llm
 from neustream.request import Outcome, Request
@@ -33,7 +33,12 @@ Handler = Callable[[float], None]
 
 
 class Engine:
-    """Runs requests through a device in virtual time, and hands each to `on_end` once, when it has ended."""
+    """Runs requests through a device in virtual time, and hands each to `on_end` once, when it has ended.
+
+    `num_units` says how many units a request's output really has, which no policy knows: it ends there, or with its
+    route. Without it every output is as long as its route. Several engines may share one queue of `events`; whoever
+    made that runs it, and hands requests to `submit`.
+    """
 
     def __init__(
         self,
@@ -44,6 +49,8 @@ class Engine:
         *,
         seed: int = 0,
         on_step: OnStep | None = None,
+        num_units: Callable[[Request], int] | None = None,
+        events: EventQueue[Handler] | None = None,
     ) -> None:
         self.table = table
         self.device = device
@@ -52,7 +59,8 @@ class Engine:
         self.now = 0.0
         self.num_live = 0
         self._random = np.random.default_rng(seed)
-        self._events: EventQueue[Handler] = EventQueue()
+        self._num_units = num_units
+        self._events: EventQueue[Handler] = EventQueue() if events is None else events
         self._processes = [self._process(modules, make_policy()) for modules in device.processes(table)]
         self._by_module = {module: p for p in self._processes for module in p.streams.modules}
         self._is_shared = len(self._processes) > 1
@@ -107,11 +115,28 @@ class Engine:
         self._events.push(request.arrival, Priority.ENTERS, partial(self._arrive, request, requests))
 
     def _arrive(self, request: Request, requests: Iterator[Request], now: float) -> None:
-        self.num_live += 1
-        self._enter(request, now)
+        self.submit(request, now)
         self._expect(requests)
 
+    def submit(self, request: Request, now: float) -> None:
+        """A request comes, `now` being the time of the event that brings it."""
+        self.num_live += 1
+        self._enter(request, now)
+
+    def abort(self, request: Request, now: float, reason: str = "aborted") -> None:
+        """Withdraw a request that has not ended; if it is in the step under way, that goes on without its result."""
+        process = self._by_module[request.module]  # on its way to another process it is in neither's streams
+        if request in process.inbox:
+            process.inbox.remove(request)
+        elif process.streams.get(request.request_id) is request:
+            process.streams.remove(request)
+        request.end(now, Outcome.ABORTED, reason)
+        self._finish(process, request)
+        self._ask(process, now)
+
     def _enter(self, request: Request, now: float) -> None:
+        if request.outcome is not None:  # withdrawn on its way from one process to the next
+            return
         process = self._by_module.get(request.module)
         if process is None:
             raise ValueError(f"{request!r}: the table of {self.table.model} has no module {request.module!r}")
@@ -174,6 +199,13 @@ class Engine:
         process.step = RunningStep(plan, now, seconds + self.device.overhead, demand)
         self._share(now, process.step)
 
+    def _result(self, plan: StepPlan) -> StepResult:
+        """What comes of a step: whose output is complete with the unit that it delivers."""
+        if self._num_units is None:
+            return DONE
+        emitting = (r for r in plan.members if r.route[r.stage].emits)
+        return StepResult(stopped=frozenset(r.request_id for r in emitting if r.units + 1 >= self._num_units(r)))
+
     def _share(self, now: float, started: RunningStep | None = None) -> None:
         """Divide the GPU anew among the steps under way, now that one has started or ended."""
         elapsed = (now - self._shared_at) * self._rate
@@ -197,7 +229,7 @@ class Engine:
         process.step = None
         process.history.ended(plan.kind, now - step.started)
         self._share(now)
-        for request in commit(process.streams, plan, DONE, now):
+        for request in commit(process.streams, plan, self._result(plan), now):
             self._finish(process, request)
         for request in process.streams.outbox:
             self._events.push(now + self.device.handover, Priority.ENTERS, partial(self._enter, request))
