@@ -45,6 +45,7 @@ class Request:
         "last_unit_at",
         "left",
         "next_deadline",
+        "num_preemptions",
         "on_miss",
         "outcome",
         "passes",
@@ -97,6 +98,8 @@ class Request:
         """Output units of visits that are planned and have not come out (see `move`)."""
         self.passes = 0
         """Steps of its current module that left it out."""
+        self.num_preemptions = 0
+        """How often its state was lost (see `preempt`)."""
         self.demoted = False
         self.units = 0
         self.units_on_time = 0
@@ -196,6 +199,7 @@ class Request:
         self.next_deadline = self.deadlines.at(self.units + 1)
         self.processed = 0
         self.is_resident = False
+        self.num_preemptions += 1
 
     def end(self, now: float, outcome: Outcome | None = None, reason: str | None = None) -> None:
         """Close it at `now`; without `outcome` it finished, and its units say whether it met its SLO."""

@@ -6,6 +6,7 @@ arrival and a latency table it becomes `Deadlines`, which policies and metrics r
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from neustream.tables import LatencyTable
 
 MS_PER_S = 1000.0
+MAX_SHOWN = 40
+"""Characters of a user's text, or digits of a number, that a message repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +27,22 @@ class Deadlines:
 
     `first` and `last` are points in time, `pace` and `growth` seconds per unit. `growth` is there because a
     decode step takes longer as its context grows: with step j costing `a + b·(len + j − 1)`, the sum over
-    j = 2…k is `(k−1)(a + b·len) + b·k(k−1)/2`.
+    j = 2…k is `(k−1)(a + b·len) + b·k(k−1)/2`. Without a pace (None), nothing but `last` binds the units after
+    the first.
     """
 
     first: float = math.inf
-    pace: float = 0.0
+    pace: float | None = None
     growth: float = 0.0
     last: float = math.inf
 
     def at(self, unit: int) -> float:
         """Deadline of output unit `unit`, in seconds on the driver's clock."""
-        steps = unit - 1
-        due = self.first + steps * (self.pace + self.growth * unit * 0.5)
+        pace = self.pace
+        if pace is not None:
+            due = self.first + (unit - 1) * (pace + self.growth * unit * 0.5)
+        else:
+            due = self.first if unit == 1 else math.inf
         return due if due < self.last else self.last
 
 
@@ -59,24 +66,9 @@ class AbsoluteSlo:
             raise ValueError("SLO tpot_ms needs ttft_ms too: token k is due at ttft + (k-1) x tpot")
 
     def bind(self, arrival: float, route: Route, size: int, table: LatencyTable | None) -> Deadlines:
-        """The deadlines of a request that arrived at `arrival`."""
-        pace = self.tpot if math.isfinite(self.tpot) else 0.0
-        # Without a pace the units after the first are bound by the end alone.
-        first = arrival + self.ttft
-        if math.isfinite(self.ttft) and not math.isfinite(self.tpot):
-            emits_many = sum(stage.visits for stage in route if stage.emits) > 1
-            pace = math.inf if emits_many else 0.0
-        if pace == math.inf:
-            return FirstOnly(first, last=arrival + self.e2el)
-        return Deadlines(first, pace, 0.0, arrival + self.e2el)
-
-
-@dataclass(frozen=True, slots=True)
-class FirstOnly(Deadlines):
-    """Deadlines with none between the first unit's and the end."""
-
-    def at(self, unit: int) -> float:
-        return min(self.first, self.last) if unit == 1 else self.last
+        """The deadlines of a request that arrived at `arrival`. Only `tpot` gives them a pace."""
+        pace = self.tpot if math.isfinite(self.tpot) else None
+        return Deadlines(arrival + self.ttft, pace, 0.0, arrival + self.e2el)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,24 +111,49 @@ class ScaleSlo:
 Slo = AbsoluteSlo | ScaleSlo
 
 
+ABSOLUTE_KEYS = ("ttft_ms", "tpot_ms", "e2el_ms")
+SCALE_KEYS = ("pslo", "dslo")
+SLO_KEYS = (*ABSOLUTE_KEYS, *SCALE_KEYS, "slo_scale")
+
+
 def parse_slo(fields: Mapping[str, Any]) -> Slo:
     """An SLO from its outside form: `ttft_ms`, `tpot_ms`, `e2el_ms`, or `pslo`, `dslo`, or `slo_scale`.
 
-    Raises ValueError for an unknown key, a mixture of both forms, or a value out of range.
+    What it is given may come from anybody. Raises ValueError, one line, for all that is no SLO: no mapping, an
+    unknown key, a value that is no finite number or out of range, a mixture of forms.
     """
-    absolute = {"ttft_ms", "tpot_ms", "e2el_ms"}
-    scales = {"pslo", "dslo", "slo_scale"}
-    unknown = set(fields) - absolute - scales
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"an SLO is a mapping such as {{'ttft_ms': 500, 'tpot_ms': 50}}, got {_shown(fields)}")
+    unknown = sorted(_shown(key).strip("'") for key in fields if key not in SLO_KEYS)
     if unknown or not fields:
-        known = ", ".join(sorted(absolute | scales))
-        raise ValueError(f"SLO keys must be among {known}; got {', '.join(sorted(unknown)) or 'none'}")
-    for key, value in fields.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"SLO {key} must be a number, got {value!r}")
-    if set(fields) <= absolute:
-        return AbsoluteSlo(**{key.removesuffix("_ms"): value / MS_PER_S for key, value in fields.items()})
-    if set(fields) <= {"pslo", "dslo"}:
-        return ScaleSlo(float(fields.get("pslo", 3.0)), float(fields.get("dslo", 1.5)))
-    if set(fields) == {"slo_scale"}:
-        return ScaleSlo(float(fields["slo_scale"]))
-    raise ValueError(f"an SLO is absolute, or pslo/dslo, or slo_scale, not a mixture: {', '.join(fields)}")
+        raise ValueError(f"SLO keys must be among {', '.join(sorted(SLO_KEYS))}; got {', '.join(unknown) or 'none'}")
+    values = {key: _number(key, value) for key, value in fields.items()}
+    if values.keys() <= set(ABSOLUTE_KEYS):
+        return AbsoluteSlo(**{key.removesuffix("_ms"): value / MS_PER_S for key, value in values.items()})
+    if values.keys() <= set(SCALE_KEYS):
+        return ScaleSlo(values.get("pslo", 3.0), values.get("dslo", 1.5))
+    if values.keys() == {"slo_scale"}:
+        return ScaleSlo(values["slo_scale"])
+    raise ValueError(f"an SLO is absolute, or pslo/dslo, or slo_scale, not a mixture: {', '.join(values)}")
+
+
+def _number(key: str, value: Any) -> float:
+    """The value as a finite float. Raises ValueError for any other."""
+    number = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # a whole number beyond every float
+            number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"SLO {key} must be a finite number, got {_shown(value)}")
+    return number
+
+
+def _shown(value: Any) -> str:
+    """The value as a message may show it: short, in one line, and without looking into what it contains."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= MAX_SHOWN else value[:MAX_SHOWN] + "…")
+    if value is None or isinstance(value, bool | float):
+        return repr(value)
+    if isinstance(value, int) and abs(value) < 10**MAX_SHOWN:
+        return repr(value)
+    return f"something of type {type(value).__name__}"

@@ -22,6 +22,7 @@ class NeuStreamLlm:
 
     The *credit* of a request is the slack that it is expected to earn over its next steps:
     `max(0, H − units) × (pace − last decode step)`. A request may be late by its credit and still catch up.
+    One whose deadlines have no pace earns nothing, and owes nothing.
     """
 
     def __init__(self, table: LatencyTable, *, horizon: int = HORIZON) -> None:
@@ -48,8 +49,9 @@ class NeuStreamLlm:
         return StepPlan(rejected=tuple(rejected))
 
     def _credit(self, request: Request, step: float) -> float:
+        pace = request.deadlines.pace
         ahead = self.horizon - request.units
-        return ahead * (request.deadlines.pace - step) if ahead > 0 else 0.0
+        return ahead * (pace - step) if ahead > 0 and pace is not None else 0.0
 
     def _triage(self, now: float, streams: Streams, step: float) -> tuple[list[Request], list[Rejection]]:
         """Split the waiting into those worth keeping and those whose first unit cannot be in time even alone.

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neustream import AbsoluteSlo, LatencyTable, Outcome, Request, ScaleSlo, Stage, parse_slo
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.route import llm_route, pipeline_route
-from neustream.slo import NO_DEADLINES, Deadlines
+from neustream.slo import NO_DEADLINES, SLO_KEYS, Deadlines
+
+TABLE = LatencyTable("m", "d", {"prefill": TokensLatency((0.1, 0.01, 0.0)), "decode": ContextLatency((0.1, 0.001))})
 
 
 @given(st.integers(1, 500), st.integers(1, 400), st.floats(0.001, 1), st.floats(0, 0.01), st.floats(1, 4))
@@ -41,6 +43,16 @@ def test_absolute_slos_bound_the_first_token_every_token_and_the_end():
     assert [end.at(k) for k in (1, 2, 100)] == [3.0, 3.0, 3.0]
 
 
+def test_only_a_time_per_token_gives_deadlines_a_pace():
+    route = llm_route(100)
+    paces = [
+        AbsoluteSlo(*times).bind(1.0, route, 8, None).pace for times in ((0.2,), (0.2, math.inf, 5.0), (0.2, 0.05))
+    ]
+    assert paces == [None, None, 0.05]
+    assert AbsoluteSlo(e2el=5.0).bind(1.0, route, 8, None).pace is None
+    assert NO_DEADLINES.pace is None
+
+
 def test_without_an_slo_nothing_is_ever_due():
     assert NO_DEADLINES.at(1) == NO_DEADLINES.at(1000) == math.inf
 
@@ -63,18 +75,65 @@ def test_an_slo_is_read_from_its_outside_form(fields, slo):
     [
         ({}, "got none"),
         ({"ttft": 3}, "got ttft"),
-        ({"ttft_ms": "fast"}, "must be a number, got 'fast'"),
-        ({"ttft_ms": True}, "must be a number, got True"),
+        ({"ttft_ms": "fast"}, "must be a finite number, got 'fast'"),
+        ({"ttft_ms": True}, "must be a finite number, got True"),
         ({"ttft_ms": 0}, "ttft_ms must be above 0"),
         ({"tpot_ms": 50}, "tpot_ms needs ttft_ms"),
         ({"pslo": 0.5}, "at least 1, got 0.5"),
-        ({"slo_scale": float("nan")}, "at least 1, got nan"),
+        ({"slo_scale": math.nan}, "slo_scale must be a finite number, got nan"),
+        ({"ttft_ms": math.inf}, "ttft_ms must be a finite number, got inf"),
+        ({"ttft_ms": 10**400}, "ttft_ms must be a finite number, got something of type int"),
+        ({"ttft_ms": 1e-322}, "ttft_ms must be above 0, got 0"),
+        ({"ttft_ms": None}, "must be a finite number, got None"),
+        ({"ttft_ms": {"value": 3}}, "must be a finite number, got something of type dict"),
+        ({5: 1, None: 2}, "got 5, None"),
+        ({("ttft_ms",): 1}, "got something of type tuple"),
+        ({"on_miss": "reject", "ttft_ms": 5}, "got on_miss"),
+        ([("ttft_ms", 5)], "a mapping such as .* got something of type list"),
+        ("x" * 1000, "got 'x{40}…'$"),
         ({"pslo": 3, "ttft_ms": 100}, "not a mixture"),
     ],
 )
 def test_a_bad_slo_is_refused_with_what_was_wrong(fields, message):
     with pytest.raises(ValueError, match=message):
         parse_slo(fields)
+
+
+KEYS = st.sampled_from(["ttft_ms", "tpot_ms", "e2el_ms", "pslo", "dslo", "slo_scale", "on_miss"])
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.builds(pow, st.just(10), st.just(5000))
+)
+VALUES = st.recursive(
+    SCALARS | st.floats(1.0, 1e4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text() | SCALARS, inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(VALUES | st.dictionaries(KEYS, st.floats(1.0, 1e4) | SCALARS, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_whatever_a_client_sends_as_its_slo_is_an_slo_or_a_value_error(fields):
+    try:
+        slo = parse_slo(fields)
+    except ValueError as error:
+        message = str(error)
+    else:
+        message = ""
+    assert message.isprintable()
+    if message:
+        return
+    assert set(fields) <= set(SLO_KEYS)
+    deadlines = slo.bind(0.0, llm_route(5), 8, TABLE)
+    assert 0.0 < deadlines.at(1) <= deadlines.at(2) <= deadlines.at(5)
+
+
+def test_a_deeply_nested_slo_is_refused():
+    nested: object = 1
+    for _ in range(100_000):
+        nested = [nested]
+    for fields in (nested, {"ttft_ms": nested}):
+        with pytest.raises(ValueError, match="something of type list"):
+            parse_slo(fields)
 
 
 def test_a_scale_without_a_table_is_refused():
