@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from neustream.cost import shape_of
 from neustream.latency import Shape
@@ -23,6 +24,9 @@ class NeuStreamLlm:
     The *credit* of a request is the slack that it is expected to earn over its next steps:
     `max(0, H − units) × (pace − last decode step)`. A request may be late by its credit and still catch up.
     One whose deadlines have no pace earns nothing, and owes nothing.
+
+    Preempted requests go first and are never rejected. Nobody new is prefilled before them, so each is served at the
+    latest when those that run have finished.
     """
 
     def __init__(self, table: LatencyTable, *, horizon: int = HORIZON) -> None:
@@ -40,8 +44,7 @@ class NeuStreamLlm:
         waiting.sort(key=lambda request: (request.units == 0, request.size))
         count = num_fitting(waiting, shape.batch, limits)
         if count and running:
-            floor = min(request.next_deadline + self._credit(request, step) for request in running)
-            count = self._affordable(now, waiting[:count], shape, floor, step)
+            count = self._affordable(now, waiting[:count], shape, self._floor(now, running, step), step)
         if count:
             return StepPlan(PREFILL, tuple(waiting[:count]), tuple(rejected))
         if running:
@@ -52,6 +55,22 @@ class NeuStreamLlm:
         pace = request.deadlines.pace
         ahead = self.horizon - request.units
         return ahead * (pace - step) if ahead > 0 and pace is not None else 0.0
+
+    def _floor(self, now: float, requests: Iterable[Request], step: float) -> float:
+        """The earliest deadline plus credit among these.
+
+        A request that was preempted and whose next deadline is past sets none, waiting or running: its deadlines
+        cannot be kept, and would otherwise keep out all others until it has finished.
+        """
+        floor = math.inf
+        for request in requests:
+            due = request.next_deadline
+            if due < now and request.num_preemptions:
+                continue
+            due += self._credit(request, step)
+            if due < floor:
+                floor = due
+        return floor
 
     def _triage(self, now: float, streams: Streams, step: float) -> tuple[list[Request], list[Rejection]]:
         """Split the waiting into those worth keeping and those whose first unit cannot be in time even alone.
@@ -75,7 +94,7 @@ class NeuStreamLlm:
     def _affordable(self, now: float, waiting: list[Request], running: Shape, floor: float, step: float) -> int:
         """The largest m such that, with the first m prefilled now and one decode step of all after it, nobody is late.
 
-        `floor` is the earliest deadline plus credit among the running. More requests cost more time and
+        `floor` is that of the running (see `_floor`). More requests cost more time and
         bring more deadlines, so feasibility falls with m and a binary search finds its edge.
         """
         sums = [(0, 0, 0, 0)]
@@ -85,7 +104,7 @@ class NeuStreamLlm:
             pending = request.pending
             wide = request.context * request.width
             sums.append((seats + request.width, work + pending, squares + pending * pending, context + wide))
-            floors.append(min(floors[-1], request.next_deadline + self._credit(request, step)))
+            floors.append(min(floors[-1], self._floor(now, (request,), step)))
         low, high = 0, len(waiting)
         while low < high:
             middle = (low + high + 1) // 2
