@@ -92,6 +92,40 @@ def test_a_late_request_that_cannot_catch_up_is_rejected(llm_table):
     assert slow.reason == "first unit due in 0.050 s, prefill alone takes 0.200 s: too late to catch up"
 
 
+def test_a_preempted_request_that_cannot_catch_up_is_served_once_it_has_waited_as_long_as_it_takes_alone(llm_table):
+    """Its prefill of 16 tokens takes 0.26 s and its other 33 tokens 3.3 s; a fresh prompt comes every 20 steps."""
+    lost = prompt("lost", 0.0, 10, 40, first=0.01, pace=0.001)
+    for _ in range(6):
+        lost.advance(0.0)
+    lost.preempt()
+    fresh = [prompt(f"f{i}", 2.0 * i, 10, 40, first=2.0 * i + 0.6, pace=0.2) for i in range(60)]
+    loop, clock = fake_loop(SlackLlm(llm_table), llm_table, lambda request: None)
+    loop.streams.add(lost)
+    fresh[0].advance(0.0)
+    loop.streams.add(fresh[0])
+    trace = drive(loop, clock, fresh[1:])
+    served = next(start for start, module, ids in trace if module == "prefill" and "lost" in ids)
+    assert 3.56 <= served < 3.7
+    assert (lost.outcome, lost.units) == (Outcome.LATE, 40)
+    # Two of the others were waiting for their turn behind it.
+    assert sum(request.outcome is Outcome.MET for request in fresh) >= 58
+
+
+def test_while_an_overdue_request_lacks_memory_nobody_new_is_prefilled(llm_table):
+    """b holds 24 of 40 blocks; the preempted one needs 18 and one to grow, a fresh prompt would need 2."""
+    policy, streams = SlackLlm(llm_table), Streams(llm_table.modules)
+    b, lost = prompt("b", 0.0, 23, 40, first=99.0, pace=1.0), prompt("lost", 0.0, 10, 40, first=0.01, pace=0.001)
+    b.advance(0.0)
+    for _ in range(8):
+        lost.advance(0.0)
+    lost.preempt()
+    for request in (b, lost, prompt("fresh", 0.0, 2, 4, first=99.0, pace=1.0)):
+        streams.add(request)
+    for now, free, batch in ((1.0, 16, ["fresh"]), (9.0, 16, ["b"]), (9.0, 18, ["lost"])):
+        plan = policy.plan(now, streams, Limits(free_blocks=free, total_blocks=90))
+        assert [request.request_id for request in plan.batch] == batch
+
+
 def test_those_in_time_go_before_the_late(llm_table):
     late = prompt("late", 0.0, 10, 40, first=0.1, pace=0.3)
     fresh = prompt("fresh", 0.0, 10, 2, first=0.25, pace=0.3)

@@ -35,8 +35,9 @@ class Candidate(NamedTuple):
         It has to be before more than the share `forgiven` of its remaining output is late.
         """
         request = self.request
-        ahead = max(int(forgiven * (request.max_units - request.units)), 1)
-        return first_end + ahead * step <= request.deadlines.at(request.units + 1 + ahead)
+        units = request.units + request.in_flight
+        ahead = max(int(forgiven * (request.max_units - units)), 1)
+        return first_end + ahead * step <= request.deadlines.at(units + 1 + ahead)
 
 
 class Residents(NamedTuple):
@@ -64,7 +65,7 @@ class Cut(NamedTuple):
         request, pending, _ = candidate
         batch, work, squares, context = self.shape
         width = request.width
-        units = request.units
+        units = request.units + request.in_flight
         shape = Shape(
             batch + width, work + pending, squares + pending * pending, context + (request.size + units) * width
         )
@@ -96,6 +97,18 @@ class Admission:
         self._cut = Cut()
         self._added: list[Member] = []
 
+    def add_overdue(self, candidates: Sequence[Candidate]) -> bool:
+        """Add these, whatever becomes of the promises; returns whether there was room for all of them."""
+        for candidate in candidates:
+            cut = self._cut.plus(candidate, self.limits, True)
+            if not self._has_room(cut, not self.chosen):
+                return False
+            self.chosen.append(candidate.request)
+            self._cut = cut
+            left, context, width, _ = _member(candidate)
+            self._added.append((left, context, width, math.inf))
+        return True
+
     def add_in_time(self, candidates: Sequence[Candidate]) -> None:
         """Add the longest run from the front that fits, then whoever of the next few fits as well.
 
@@ -104,20 +117,22 @@ class Admission:
         cuts = [self._cut]
         for candidate in candidates:
             cut = cuts[-1].plus(candidate, self.limits, False)
-            if not self._has_room(cut, len(cuts) == 1):
+            if not self._has_room(cut, not self.chosen and len(cuts) == 1):
                 break
             cuts.append(cut)
         low, high = 0, len(cuts) - 1
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self._end(cuts[middle]) is not None else (low, middle - 1)
-        added = [_member(candidate) for candidate in candidates[:low]]
+        members = [_member(candidate) for candidate in candidates[:low]]
         low, high = 0, low
         while low < high:
-            middle = high if low == 0 and high == len(added) else (low + high + 1) // 2
-            low, high = (middle, high) if self._is_kept(cuts[middle], added[:middle]) else (low, middle - 1)
-        self.chosen = [candidate.request for candidate in candidates[:low]]
-        self._cut, self._added = cuts[low], added[:low]
+            middle = high if low == 0 and high == len(members) else (low + high + 1) // 2
+            is_kept = self._is_kept(cuts[middle], self._added + members[:middle])
+            low, high = (middle, high) if is_kept else (low, middle - 1)
+        self.chosen += [candidate.request for candidate in candidates[:low]]
+        self._cut = cuts[low]
+        self._added += members[:low]
         for candidate in candidates[low + 1 : low + 1 + MAX_MISSES]:
             self._try_add(candidate)
 
@@ -197,6 +212,7 @@ class Admission:
 def _member(candidate: Candidate) -> Member:
     """The candidate once its prefill is done."""
     request = candidate.request
-    left = request.max_units - request.units - 1
-    context = (request.size + request.units + 1) * request.width
-    return left, context, request.width, request.deadlines.at(request.units + 1 + left)
+    units = request.units + request.in_flight
+    left = request.max_units - units - 1
+    context = (request.size + units + 1) * request.width
+    return left, context, request.width, request.deadlines.at(units + 1 + left)

@@ -25,6 +25,8 @@ MAX_MEMO = 1 << 14
 class Triage(NamedTuple):
     """The waiting requests by what can still become of them."""
 
+    overdue: list[Candidate]
+    """Preempted requests that have waited too long (`_is_overdue`), longest wait first."""
     waiting: list[Candidate]
     """Those that can be in time, least laxity first."""
     late: list[Candidate]
@@ -43,6 +45,8 @@ class SlackLlm:
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
         """Prefill if that breaks no promise, else decode everybody.
 
+        0. A preempted request is never rejected. Once it is overdue it comes before all others, whatever becomes of
+           the promises; while the device has no room for it, nobody else is prefilled.
         1. Whoever could still be in time goes first, least laxity first, provided that every promise, its
            own included, is kept by the forecast: the next unit right after this prefill, the last one with
            all of them decoding side by side.
@@ -50,14 +54,15 @@ class SlackLlm:
            where they catch up before `FORGIVEN` of their output has come late.
         """
         running = streams[DECODE]
-        waiting, late, rejected = self._triage(now, streams, limits)
-        if waiting or late:
+        overdue, waiting, late, rejected = self._triage(now, streams, limits)
+        if overdue or waiting or late:
             residents = self._residents(now, streams, limits)
             admission = Admission(now, residents, limits, self.prefill, self.forecast)
-            admission.add_in_time(waiting)
-            admission.add_late(late, FORGIVEN)
-            if not admission.chosen and not running:
-                admission.add_anyway(waiting[0] if waiting else late[0])
+            if admission.add_overdue(overdue):
+                admission.add_in_time(waiting)
+                admission.add_late(late, FORGIVEN)
+                if not admission.chosen and not running:
+                    admission.add_anyway(waiting[0] if waiting else late[0])
             if admission.chosen:
                 return StepPlan(PREFILL, tuple(admission.chosen), rejected)
         if running:
@@ -66,16 +71,20 @@ class SlackLlm:
 
     def _triage(self, now: float, streams: Streams, limits: Limits) -> Triage:
         """Sort out the waiting. Preempted requests are never rejected: they have delivered units already."""
+        overdue: list[Candidate] = []
         waiting: list[Candidate] = []
         late: list[Candidate] = []
         rejected: list[Rejection] = []
         slowness = limits.drift.get(PREFILL, 1.0)
         decode_slowness = limits.drift.get(DECODE, 1.0)
         for request in streams[PREFILL]:
-            pending = request.size + request.units - request.processed
+            pending = request.pending
             alone = self._prefill_alone(pending) * slowness
             laxity = request.next_deadline - now - alone
             candidate = Candidate(request, pending, laxity)
+            if request.units and self._is_overdue(now, request, alone, decode_slowness):
+                overdue.append(candidate)
+                continue
             if laxity >= 0.0 and request.units_on_time == request.units:
                 waiting.append(candidate)
                 continue
@@ -86,9 +95,17 @@ class SlackLlm:
                 due = request.next_deadline - now
                 reason = f"first unit due in {due:.3f} s, {PREFILL} alone takes {alone:.3f} s: too late to catch up"
                 rejected.append(Rejection(request, reason))
+        overdue.sort(key=lambda candidate: candidate.request.last_unit_at or 0.0)
         waiting.sort(key=lambda candidate: candidate.laxity)
         late.sort(key=lambda candidate: -candidate.laxity)
-        return Triage(waiting, late, tuple(rejected))
+        return Triage(overdue, waiting, late, tuple(rejected))
+
+    def _is_overdue(self, now: float, request: Request, alone: float, slowness: float) -> bool:
+        """Whether a preempted request has waited since its last unit as long as the rest would take it alone."""
+        assert request.last_unit_at is not None
+        left = request.max_units - request.units - request.in_flight - 1
+        step = self.forecast.step(Shape(1, context=request.context)) * slowness
+        return now - request.last_unit_at >= alone + left * step
 
     def _residents(self, now: float, streams: Streams, limits: Limits) -> Residents:
         """What the running requests hold and ask for."""
@@ -96,7 +113,7 @@ class SlackLlm:
         batch = context = 0
         for request in streams[DECODE]:
             width = request.width
-            wide = (request.size + request.units) * width
+            wide = request.context * width
             batch += width
             context += wide
             rows.append((request, wide))
@@ -113,10 +130,10 @@ class SlackLlm:
             last_due = math.inf
             if request.units_on_time == request.units and due >= now:
                 promised = min(promised, due)
-                last_due = request.deadlines.at(request.units + left)
+                last_due = request.deadlines.at(request.units + request.in_flight + left)
             elif due >= next_end:
                 caught_up.append(due)
-                last_due = request.deadlines.at(request.units + left)
+                last_due = request.deadlines.at(request.units + request.in_flight + left)
             members.append((left, wide, request.width, last_due))
         return Residents(members, shape, promised, sorted(caught_up))
 
