@@ -43,7 +43,7 @@ def make_plan(pipeline: Pipeline, executor: DiffusionExecutor, batch: int, sched
         asked = ImageRequest(steps=steps, seed=i, schedule=schedule, **pipeline.example(i))
         request = Request(f"{i}", 0.0, NO_DEADLINES, pipeline_route(pipeline.modules, steps))
         request.stage = stage
-        executor.add(executor.state.job(asked, request))
+        executor.add(executor.make_job(asked, request))
         requests.append(request)
     return StepPlan(LOOP_MODULE, tuple(requests))
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.schedules import Column
-from diffusion_plugin.state import Batch, State
+from diffusion_plugin.state import Batch, DeviceState
 
 
-def denoise(state: State, batch: Batch) -> None:
+def denoise(pipeline: Pipeline, state: DeviceState, batch: Batch) -> None:
     """Take each request of the batch one step further, every one at its own timestep of its own schedule.
 
     The formula is that of `diffusion_plugin.schedules`. Nothing here waits for the device, and nothing loops
     over the requests. A step changes its requests' latents in its last operation, so one that fails can be
     repeated.
     """
-    pipeline, pool = state.pipeline, state.pool
+    pool = state.pool
     rows = state.table.rows.index_select(0, batch.rows)
     columns = rows.t()[..., None, None, None]
     x = pool["latent"].index_select(0, batch.slots)
@@ -29,7 +30,7 @@ def denoise(state: State, batch: Batch) -> None:
         new.addcmul_(x0.clamp(-clip, clip).sub_(x0), columns[Column.K])
     if batch.is_noisy:
         new.addcmul_(torch.exp(log_variance(columns, variance).mul_(0.5)), state.noise(batch))
-    pool["latent"].index_copy_(0, batch.slots, pipeline.keep(pool, batch, new))
+    pool["latent"].index_copy_(0, batch.slots, pipeline.restore_known(pool, batch, new))
 
 
 def log_variance(columns: Tensor, predicted: Tensor | None) -> Tensor:

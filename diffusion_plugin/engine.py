@@ -1,4 +1,4 @@
-"""The engine: requests in, steps of the core's loop, requests out. One thread; `server` puts it into its own."""
+"""The engine, a driver: requests in, steps of the core's loop, requests out. `engine_thread` puts it into a thread."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from collections.abc import Callable
 from diffusion_plugin.executor import DiffusionExecutor
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, ImageResult, Job
-from neustream import LatencyTable, Request, StepLoop, StepPlan, StepPolicy, Streams, make_policy
-from neustream.driver import Callbacks
+from neustream import LatencyTable, Request, StepLoop, StepPolicy, Streams, make_policy
+from neustream.driver import Ask, Callbacks
 from neustream.history import StepHistory
 from neustream.loop import Clock
 from neustream.policies.base import MAX_BATCH
+from neustream.policies.seats import WithSeats
 from neustream.records import StepRecord
 from neustream.route import pipeline_route
+from neustream.slo import parse_slo
 
 OnStep = Callable[[StepRecord], None]
 
 
 class Engine:
-    """Serves one pipeline on its device under one policy.
+    """Serves one pipeline on its device under one policy. Implements `neustream.driver.Driver`.
 
     `policy` is a name of `neustream.POLICIES` (built for `slo_scale`) or a policy. Deadlines and plans are on
-    `clock`, in seconds. `on_step` hears of each step that ran something.
+    `clock`, in seconds. `on_step` hears of each step that ran something. What steps took is learnt anew by each
+    engine: measuring or warming up the pipeline before leaves no trace in it.
     """
 
     def __init__(
@@ -46,57 +49,97 @@ class Engine:
         self.executor = DiffusionExecutor(pipeline, max_batch=max_batch)
         chosen = make_policy(policy, table, slo_scale=slo_scale) if isinstance(policy, str) else policy
         self.streams = Streams(pipeline.modules)
-        observer = Callbacks(self._ended, on_step) if on_step is not None else Callbacks(self._ended)
-        self.loop = StepLoop(chosen, self.streams, self.executor, clock, observer, StepHistory(table))
+        observer = Callbacks(self._ended, self._stepped)
+        self.loop = StepLoop(WithSeats(chosen), self.streams, self.executor, clock, observer, StepHistory(table))
         self.clock = clock
-        self._ended_jobs: list[Job] = []
+        self.wake: float | None = None
+        """After a step with nothing to run: when to try again at the latest, or None: when a request arrives."""
+        self._on_step = on_step
+        self._record: StepRecord | None = None
+        self._ended_jobs: dict[str, Job] = {}
+        self._taken_jobs: dict[str, Job] = {}
         self._ids = itertools.count()
+        self._is_closed = False
 
     @property
     def num_unfinished(self) -> int:
         """Requests that have not ended."""
         return len(self.streams)
 
-    def make_job(self, asked: ImageRequest, *, arrival: float | None = None) -> Job:
+    def submit(self, ask: Ask) -> None:
+        """Take a request; its payload is an `ImageRequest`, whose SLO and `on_miss` hold where the ask has none.
+
+        Raises ValueError, one line, for bad input or an id in use.
+        """
+        self.add(self.make_job(ask))
+
+    def submit_image(self, asked: ImageRequest, *, arrival: float | None = None) -> str:
+        """Take a request that arrives now, or at `arrival` on the engine's clock; returns its id.
+
+        Raises ValueError, one line, for bad input or an id in use.
+        """
+        ask = self.ask(asked, arrival=arrival)
+        self.submit(ask)
+        return ask.request_id
+
+    def ask(self, asked: ImageRequest, *, arrival: float | None = None) -> Ask:
+        """The ask of a request that arrives now, or at `arrival`, with an id where it has none."""
+        request_id = asked.request_id or f"image-{next(self._ids)}"
+        return Ask(request_id, self.clock() if arrival is None else arrival, asked)
+
+    def make_job(self, ask: Ask) -> Job:
         """Check a request and prepare its inputs; touches nothing shared, so any thread may.
 
-        `arrival`, on the engine's clock, defaults to now. Raises ValueError, one line, for bad input.
+        Raises ValueError, one line, for bad input.
         """
-        moment = self.clock() if arrival is None else arrival
+        asked = ask.payload
+        if not isinstance(asked, ImageRequest):
+            raise ValueError(f"request {ask.request_id!r}: its payload must be an ImageRequest, got {asked!r:.60}")
         route = pipeline_route(self.pipeline.modules, asked.steps)
-        request_id = asked.request_id or f"image-{next(self._ids)}"
-        deadlines = asked.slo().bind(moment, route, 1, self.table)
-        request = Request(request_id, moment, deadlines, route, on_miss=asked.on_miss)
-        return self.executor.state.job(asked, request)
-
-    def submit(self, asked: ImageRequest, *, arrival: float | None = None) -> Job:
-        """Take a request. Raises ValueError, one line, for bad input or an id in use."""
-        job = self.make_job(asked, arrival=arrival)
-        self.add(job)
-        return job
+        slo = asked.slo() if ask.slo is None else parse_slo(ask.slo)
+        deadlines = slo.bind(ask.arrival, route, 1, self.table)
+        request = Request(ask.request_id, ask.arrival, deadlines, route, on_miss=ask.on_miss or asked.on_miss)
+        return self.executor.make_job(asked, request)
 
     def add(self, job: Job) -> None:
-        """Take a job that `make_job` made. Raises ValueError where its id is in use."""
-        if job.request.request_id in self.executor.jobs:
-            raise ValueError(f"request id {job.request.request_id!r} is in use")
+        """Take a job that `make_job` made. Raises ValueError where its id is in use, RuntimeError after `close`."""
+        if self._is_closed:
+            raise RuntimeError("the engine is closed")
+        request_id = job.request.request_id
+        if request_id in self.executor.jobs or request_id in self._ended_jobs:
+            raise ValueError(f"request id {request_id!r} is in use")
         self.streams.add(job.request)
         self.executor.add(job)
 
-    def step(self) -> tuple[StepPlan, list[Job]]:
-        """Run one step; returns its plan and the jobs that ended with it. Never blocks on having nothing to run."""
-        plan = self.loop.step()
-        return plan, self._take_ended()
+    def step(self) -> StepRecord | None:
+        """Run one step; None where there was nothing to run, and `wake` says how long that may last."""
+        self._record = None
+        self.wake = self.loop.step().wake
+        return self._record
 
-    def abort(self, request_id: str, reason: str = "aborted") -> list[Job]:
-        """Withdraw a request between two steps and free its tensors; returns it, if it was live."""
+    def take_ended(self) -> list[Request]:
+        """The requests that have ended since the last call; `result` has their images until the next call."""
+        self._taken_jobs, self._ended_jobs = self._ended_jobs, {}
+        return [job.request for job in self._taken_jobs.values()]
+
+    def result(self, request_id: str) -> ImageResult:
+        """What the user gets of a request of the last `take_ended`. Raises KeyError for any other."""
+        return result_of(self._taken_jobs[request_id])
+
+    def abort(self, request_id: str, reason: str = "aborted") -> None:
+        """Withdraw a request between two steps and free its tensors; nothing happens where it is not live."""
         self.loop.abort(request_id, reason)
-        return self._take_ended()
 
-    def abort_all(self, reason: str = "aborted") -> list[Job]:
+    def abort_all(self, reason: str = "aborted") -> None:
         """Withdraw whatever has not ended."""
         for request in list(self.streams):
             self.loop.abort(request.request_id, reason)
-        return self._take_ended()
+
+    def close(self) -> None:
+        """Withdraw whatever has not ended and free the device; the pipeline stays loaded, for its owner."""
+        self.abort_all("the engine was closed")
+        self._is_closed = True
+        self.executor.close()
 
     def check_integrity(self) -> None:
         """Assert that streams, jobs and slots agree. Between steps."""
@@ -105,11 +148,12 @@ class Engine:
         assert {request.request_id for request in self.streams} == set(self.executor.jobs)
 
     def _ended(self, request: Request) -> None:
-        self._ended_jobs.append(self.executor.release(request))
+        self._ended_jobs[request.request_id] = self.executor.release(request)
 
-    def _take_ended(self) -> list[Job]:
-        ended, self._ended_jobs = self._ended_jobs, []
-        return ended
+    def _stepped(self, record: StepRecord) -> None:
+        self._record = record
+        if self._on_step is not None:
+            self._on_step(record)
 
 
 def result_of(job: Job) -> ImageResult:

@@ -1,4 +1,4 @@
-"""A server in a thread of its own: submit from anywhere, get a handle, and the image when it is there."""
+"""An engine in a thread of its own: submit from anywhere, get a handle, and the image when it is there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Self
 from diffusion_plugin.engine import Engine, OnStep, result_of
 from diffusion_plugin.measure import quick_table
 from diffusion_plugin.pipelines.base import Pipeline
-from diffusion_plugin.request import ImageRequest, ImageResult, Job
+from diffusion_plugin.request import ImageRequest, ImageResult
 from neustream import LatencyTable, StepPolicy
 
 IDLE_WAIT = 1.0
@@ -42,7 +42,7 @@ class Handle:
         self._abort(self.request_id)
 
 
-class Server:
+class EngineThread:
     """Runs an `Engine` in a thread. Context manager; leaving it serves what was submitted, then stops.
 
     Without `table` a quick one is measured first.
@@ -74,7 +74,7 @@ class Server:
 
         Raises ValueError, one line, for bad input, and RuntimeError on a server that has stopped.
         """
-        job = self.engine.make_job(request, arrival=arrival)
+        job = self.engine.make_job(self.engine.ask(request, arrival=arrival))
         request_id = job.request.request_id
         future: Future[ImageResult] = Future()
         with self._lock:
@@ -88,7 +88,7 @@ class Server:
 
     def abort(self, request_id: str) -> None:
         """Withdraw a request at the next step boundary."""
-        self._mailbox.put(lambda: self._deliver(self.engine.abort(request_id)))
+        self._mailbox.put(lambda: self.engine.abort(request_id))
 
     def close(self) -> None:
         """Serve what was submitted, then stop. Raises RuntimeError where the server failed."""
@@ -104,13 +104,11 @@ class Server:
         try:
             while not (self._is_stopping and self.engine.num_unfinished == 0):
                 self._read_mail(block=0.0 if self.engine.num_unfinished else IDLE_WAIT)
-                if self.engine.num_unfinished == 0:
-                    continue
-                plan, ended = self.engine.step()
-                self._deliver(ended)
-                if plan.module is None and not ended:
-                    until = IDLE_WAIT if plan.wake is None else plan.wake - self.engine.clock()
-                    self._read_mail(block=min(max(until, 0.0), IDLE_WAIT))
+                record = self.engine.step() if self.engine.num_unfinished else None
+                if not self._deliver() and record is None and self.engine.num_unfinished:
+                    self._read_mail(block=idle_seconds(self.engine))
+            self._deliver()
+            self.engine.close()
         except BaseException as error:
             self._fail(error)
 
@@ -129,11 +127,14 @@ class Server:
             else:
                 message()
 
-    def _deliver(self, ended: Iterable[Job]) -> None:
-        for job in ended:
+    def _deliver(self) -> int:
+        """Hand out what has ended; returns how many requests that were."""
+        ended = self.engine.take_ended()
+        for request in ended:
             with self._lock:
-                future = self._futures.pop(job.request.request_id)
-            future.set_result(result_of(job))
+                future = self._futures.pop(request.request_id)
+            future.set_result(self.engine.result(request.request_id))
+        return len(ended)
 
     def _fail(self, error: BaseException) -> None:
         """The loop itself broke: nobody waits for ever."""
@@ -168,12 +169,22 @@ def serve(
     """
     engine = Engine(pipeline, table or quick_table(pipeline), policy=policy, slo_scale=slo_scale)
     now = engine.clock()
-    jobs = [engine.make_job(request, arrival=now) for request in requests]
+    jobs = [engine.make_job(engine.ask(request, arrival=now)) for request in requests]
     for job in jobs:
         engine.add(job)
     while engine.num_unfinished:
-        plan, ended = engine.step()
-        if plan.module is None and not ended:
-            wake = engine.clock() if plan.wake is None else plan.wake
-            time.sleep(min(max(wake - engine.clock(), 0.0), IDLE_WAIT))
+        record = engine.step()
+        if not engine.take_ended() and record is None:
+            time.sleep(idle_seconds(engine))
+    engine.close()
     return [result_of(job) for job in jobs]
+
+
+def idle_seconds(engine: Engine) -> float:
+    """How long an engine that had nothing to run may be left alone."""
+    until = IDLE_WAIT if engine.wake is None else engine.wake - engine.clock()
+    return min(max(until, 0.0), IDLE_WAIT)
+
+
+Server = EngineThread
+"""The name that programs use."""

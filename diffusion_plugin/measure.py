@@ -49,7 +49,7 @@ class ModuleTimer:
             seconds.append(time.perf_counter() - start)
             for reason in result.failed.values():
                 raise RuntimeError(reason)
-            if self.executor.max_batch[module] < batch:
+            if result.deferred or self.executor.max_batch[module] < batch:
                 raise MemoryError(f"{module} does not fit at batch {batch}")
         return seconds
 
@@ -57,7 +57,7 @@ class ModuleTimer:
         index = len(self.jobs)
         asked = ImageRequest(steps=STEPS, seed=index, **self.pipeline.example(index))
         route = pipeline_route(self.pipeline.modules, STEPS)
-        job = self.executor.state.job(asked, Request(f"timed-{index}", 0.0, NO_DEADLINES, route))
+        job = self.executor.make_job(asked, Request(f"timed-{index}", 0.0, NO_DEADLINES, route))
         self.executor.add(job)
         self.jobs.append(job)
 

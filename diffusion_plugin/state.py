@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion_plugin.pool import SlotPool
-from diffusion_plugin.request import ImageRequest, Job
+from diffusion_plugin.pool import Field, SlotPool
+from diffusion_plugin.request import Job
 from diffusion_plugin.schedules import CoefficientTable
-from neustream import Request
-from neustream.route import LOOP_MODULE
-
-if TYPE_CHECKING:
-    from diffusion_plugin.pipelines.base import Pipeline
 
 NOISE_ELEMENTS = 1 << 20
 """Size of a request's block of noise that is drawn ahead; at least one step's, at most 32 steps'."""
@@ -38,54 +33,43 @@ class Batch:
     is_scaled: bool = False
 
 
-class State:
-    """Slots, coefficient rows and noise of one device."""
+class DeviceState:
+    """Slots, coefficient rows and noise of one device.
 
-    def __init__(self, pipeline: Pipeline, num_slots: int = 16) -> None:
-        self.pipeline = pipeline
-        latent = pipeline.latent_shape
-        numel = latent[0] * latent[1] * latent[2]
-        self.block = max(1, min(MAX_NOISE_STEPS, NOISE_ELEMENTS // numel))
-        fields = {
-            "latent": (latent, torch.float32),
-            "noise": ((self.block, *latent), torch.float32),
-            **pipeline.fields(),
+    `fields` is what a request keeps there beside its latent and its noise, `latent_shape` is (channels, height,
+    width), and `scheduler` holds the arguments of diffusers' schedulers.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Field],
+        latent_shape: tuple[int, int, int],
+        scheduler: Mapping[str, Any],
+        device: torch.device,
+        *,
+        learned_variance: bool = False,
+        num_slots: int = 16,
+    ) -> None:
+        channels, height, width = latent_shape
+        self.block = max(1, min(MAX_NOISE_STEPS, NOISE_ELEMENTS // (channels * height * width)))
+        own: dict[str, Field] = {
+            "latent": (latent_shape, torch.float32),
+            "noise": ((self.block, *latent_shape), torch.float32),
         }
-        self.pool = SlotPool(fields, pipeline.device, num_slots)
-        self.table = CoefficientTable(
-            pipeline.scheduler, pipeline.device, learned_variance=pipeline.has_learned_variance
-        )
+        self.pool = SlotPool({**own, **fields}, device, num_slots)
+        self.table = CoefficientTable(scheduler, device, learned_variance=learned_variance)
 
-    def job(self, asked: ImageRequest, request: Request) -> Job:
-        """The job of a request: its inputs and its schedule. Touches nothing shared, so any thread may call it.
-
-        Raises ValueError, one line, for what the pipeline cannot make.
-        """
-        inputs = self.pipeline.prepare(asked)
-        return Job(
-            request=request,
-            asked=asked,
-            inputs=inputs,
-            schedule=self.table.schedule(asked.schedule or self.pipeline.spec.schedules[0], asked.steps),
-            is_guided="guidance" in inputs and float(inputs["guidance"]) > 1.0,
-            loop_stage=self.pipeline.modules.index(LOOP_MODULE),
-        )
-
-    def join(self, job: Job) -> None:
-        """Give the job a slot and write its first latent and its inputs there."""
+    def join(self, job: Job, values: Mapping[str, Tensor], generator: torch.Generator) -> None:
+        """Give the job a slot and write its first latent and its inputs there; `generator` draws its noise."""
         slot = self.pool.acquire()
         try:
-            device = self.pool.device
-            job.generator = torch.Generator(device).manual_seed(job.asked.seed)
-            inputs = {name: value.to(device) for name, value in job.inputs.items()}
-            values = self.pipeline.start(inputs, job.generator)
-            values["latent"] = values["latent"] * job.schedule.init_sigma
             self.pool.write(slot, values)
+            job.first_row = self.table.first_row(job.schedule)
         except BaseException:
             self.pool.release(slot)
             raise
+        job.generator = generator
         job.noise_at = job.noise_len = 0
-        job.first_row = self.table.first_row(job.schedule)
         job.slot = slot
 
     def leave(self, job: Job) -> None:
@@ -94,14 +78,19 @@ class State:
             self.pool.release(job.slot)
             job.slot = None
 
+    def shrink(self, jobs: Iterable[Job]) -> None:
+        """Give back slots that a busy time has left; `jobs` are all that may hold one, and some of them may move."""
+        moves = self.pool.shrink()
+        for job in jobs:
+            if job.slot is not None:
+                job.slot = moves.get(job.slot, job.slot)
+
     def batch(self, jobs: Sequence[Job], *, denoising: bool = True) -> Batch:
         """The index tensors of a step of these jobs; the only copy to the device that a step makes.
 
-        A job that has none yet gets a slot; one that has used up its noise gets the next block of it.
+        Each of them has a slot. One that has used up its noise gets the next block of it.
         """
         for job in jobs:
-            if job.slot is None:
-                self.join(job)
             if denoising and job.schedule.is_noisy and not job.noise_at <= job.step < job.noise_at + job.noise_len:
                 self._draw(job)
         slots = [job.slot for job in jobs]
@@ -139,6 +128,6 @@ class State:
             noise.normal_(generator=job.generator)
         job.noise_at, job.noise_len = job.step, count
 
-    def check_integrity(self, jobs: Sequence[Job]) -> None:
+    def check_integrity(self, jobs: Iterable[Job]) -> None:
         """Assert that exactly these jobs' slots are in use."""
         self.pool.check_integrity([job.slot for job in jobs if job.slot is not None])

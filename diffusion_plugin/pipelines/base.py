@@ -1,4 +1,4 @@
-"""What every pipeline is: modules that run a batch of slots, and the two hooks of a denoising step."""
+"""What every pipeline is: the forward pass of a denoising step and its hooks, and the modules around the loop."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_plugin.denoise import denoise
 from diffusion_plugin.pool import Field, SlotPool
 from diffusion_plugin.request import ImageRequest, check_size
-from diffusion_plugin.state import Batch, State
+from diffusion_plugin.state import Batch
 from neustream.catalog.images import ModelSpec
 
 
@@ -24,6 +23,10 @@ class Pipeline(ABC):
     """
 
     has_learned_variance = False
+    picture_field = "image"
+    """The field of a request's slot in which its picture is when it is done."""
+    flag_field: str | None = None
+    """The field that says whether the picture was flagged as unsafe, where the pipeline has one."""
 
     def __init__(
         self,
@@ -43,7 +46,8 @@ class Pipeline(ABC):
         self.dtype = dtype
         self.scheduler = scheduler
         self.folder = folder
-        self.runners: dict[str, Callable[[State, Batch], None]] = {"denoise": denoise}
+        self.runners: dict[str, Callable[[SlotPool, Batch], None]] = {}
+        """What runs each module but the denoising step, by its name."""
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -71,27 +75,27 @@ class Pipeline(ABC):
         """
 
     @abstractmethod
-    def images(self, pool: SlotPool, slots: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Finished images in 0…1, of shape (n, 3, H, W), and which of them were flagged as unsafe."""
-
-    @abstractmethod
     def example(self, index: int) -> dict[str, Any]:
         """What a synthetic workload asks for in its request number `index`: arguments of `ImageRequest`."""
 
-    def start(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def first_fields(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """What is written to a request's slot when it joins: its inputs and its first latent, of unit variance.
 
         Inputs and generator are on the pipeline's device.
         """
         return {**inputs, "latent": torch.randn(self.latent_shape, generator=generator, device=self.device)}
 
-    def keep(self, pool: SlotPool, batch: Batch, new: Tensor) -> Tensor:
-        """The latents after a step, given what the schedule made of them."""
+    def restore_known(self, pool: SlotPool, batch: Batch, new: Tensor) -> Tensor:
+        """The latents after a step, given what the schedule made of them: with what is known of them put back."""
         return new
 
-    def run(self, module: str, state: State, batch: Batch) -> None:
-        """Run one module on a batch."""
-        self.runners[module](state, batch)
+    def finished(self, picture: Tensor) -> Tensor:
+        """The image in 0…1, of shape (3, H, W), of a picture that was copied to the host; may overwrite it."""
+        return picture
+
+    def run(self, module: str, pool: SlotPool, batch: Batch) -> None:
+        """Run a module on a batch; any but the denoising step, which is `diffusion_plugin.denoise`."""
+        self.runners[module](pool, batch)
 
     def check(self, request: ImageRequest) -> None:
         """Raises ValueError for what no request to this pipeline can ask."""

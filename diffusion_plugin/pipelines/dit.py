@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from diffusion_plugin.pipelines.base import Pipeline
-from diffusion_plugin.pipelines.guidance import decode, guide
+from diffusion_plugin.pipelines.guidance import guide
+from diffusion_plugin.pipelines.vae import decode
 from diffusion_plugin.pool import Field, SlotPool
 from diffusion_plugin.request import ImageRequest
-from diffusion_plugin.state import Batch, State
+from diffusion_plugin.state import Batch
 from neustream.catalog.images import NUM_CLASSES, VAE_SCALE
 
 
@@ -63,12 +64,9 @@ class DitPipeline(Pipeline):
         scale = pool["guidance"].index_select(0, batch.slots)
         return guide(conditional, unconditional, scale), out[: len(conditional), channels:]
 
-    def _decode(self, state: State, batch: Batch) -> None:
-        latents = state.pool["latent"].index_select(0, batch.slots)
-        state.pool["image"].index_copy_(0, batch.slots, decode(self.vae, latents, self.dtype))
-
-    def images(self, pool: SlotPool, slots: Tensor) -> tuple[Tensor, Tensor | None]:
-        return pool["image"].index_select(0, slots), None
+    def _decode(self, pool: SlotPool, batch: Batch) -> None:
+        latents = pool["latent"].index_select(0, batch.slots)
+        pool["image"].index_copy_(0, batch.slots, decode(self.vae, latents, self.dtype))
 
     def example(self, index: int) -> dict[str, Any]:
         return {"class_label": index % NUM_CLASSES}

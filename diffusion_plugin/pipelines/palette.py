@@ -22,6 +22,8 @@ from diffusion_plugin.state import Batch
 class PalettePipeline(Pipeline):
     """`denoise` (UNet2DModel with six input channels), and nothing else."""
 
+    picture_field = "latent"
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.unet = self.networks["unet"]
@@ -46,9 +48,9 @@ class PalettePipeline(Pipeline):
         known = read_image(request.image, self.size) * 2 - 1
         return {"known": known, "hole": read_mask(request.mask, self.size)}
 
-    def start(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def first_fields(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Draws the first latent, then the noise in the condition's hole."""
-        state = super().start(inputs, generator)
+        state = super().first_fields(inputs, generator)
         fill = torch.randn(self.latent_shape, generator=generator, device=self.device)
         state["condition"] = torch.where(inputs["hole"], fill, inputs["known"])
         return state
@@ -59,12 +61,12 @@ class PalettePipeline(Pipeline):
         out: Tensor = self.unet(seen, timesteps, return_dict=False)[0]
         return out.float(), None
 
-    def keep(self, pool: SlotPool, batch: Batch, new: Tensor) -> Tensor:
+    def restore_known(self, pool: SlotPool, batch: Batch, new: Tensor) -> Tensor:
         hole = pool["hole"].index_select(0, batch.slots)
         return torch.where(hole, new, pool["known"].index_select(0, batch.slots))
 
-    def images(self, pool: SlotPool, slots: Tensor) -> tuple[Tensor, Tensor | None]:
-        return (pool["latent"].index_select(0, slots) / 2 + 0.5).clamp(0, 1), None
+    def finished(self, picture: Tensor) -> Tensor:
+        return picture.div_(2).add_(0.5).clamp_(0, 1)
 
     def example(self, index: int) -> dict[str, Any]:
         """A smooth picture of its own, with its centre to be made up."""

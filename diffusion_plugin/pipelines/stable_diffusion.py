@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion_plugin.pipelines.base import Pipeline
-from diffusion_plugin.pipelines.guidance import decode, guide
+from diffusion_plugin.pipelines.guidance import guide
+from diffusion_plugin.pipelines.vae import decode
 from diffusion_plugin.pool import Field, SlotPool
 from diffusion_plugin.request import ImageRequest
-from diffusion_plugin.state import Batch, State
+from diffusion_plugin.state import Batch
 from diffusion_plugin.tokenizer import load_tokenizer
 from neustream.catalog.images import VAE_SCALE
 
@@ -26,6 +27,8 @@ class StableDiffusionPipeline(Pipeline):
 
     A prompt and its negative prompt are encoded together, so a request has two rows of tokens and embeddings.
     """
+
+    flag_field = "flagged"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -81,21 +84,21 @@ class StableDiffusionPipeline(Pipeline):
         out: Tensor = self.unet(x.to(self.dtype), timesteps, embeds, return_dict=False)[0]
         return out.float()
 
-    def _encode(self, state: State, batch: Batch) -> None:
-        tokens = state.pool["tokens"].index_select(0, batch.slots)
+    def _encode(self, pool: SlotPool, batch: Batch) -> None:
+        tokens = pool["tokens"].index_select(0, batch.slots)
         embeds = self.text_encoder(tokens.flatten(0, 1))[0]
-        state.pool["embeds"].index_copy_(0, batch.slots, embeds.to(self.dtype).unflatten(0, (-1, 2)))
+        pool["embeds"].index_copy_(0, batch.slots, embeds.to(self.dtype).unflatten(0, (-1, 2)))
 
-    def _decode(self, state: State, batch: Batch) -> None:
-        latents = state.pool["latent"].index_select(0, batch.slots)
-        state.pool["image"].index_copy_(0, batch.slots, decode(self.vae, latents, self.dtype))
+    def _decode(self, pool: SlotPool, batch: Batch) -> None:
+        latents = pool["latent"].index_select(0, batch.slots)
+        pool["image"].index_copy_(0, batch.slots, decode(self.vae, latents, self.dtype))
 
-    def _check_safety(self, state: State, batch: Batch) -> None:
+    def _check_safety(self, pool: SlotPool, batch: Batch) -> None:
         """Blacken what the checker flags, by its own batched rule."""
-        images = state.pool["image"].index_select(0, batch.slots)
+        images = pool["image"].index_select(0, batch.slots)
         images, flagged = self.safety_checker.forward_onnx(self.clip_pixels(images), images)
-        state.pool["image"].index_copy_(0, batch.slots, images)
-        state.pool["flagged"].index_copy_(0, batch.slots, flagged)
+        pool["flagged"].index_copy_(0, batch.slots, flagged)
+        pool["image"].index_copy_(0, batch.slots, images)  # the last operation, so that the module can be run again
 
     def clip_pixels(self, images: Tensor) -> Tensor:
         """What CLIP's image processor makes of 8-bit images: bicubic to its size, normalised; same shape but sides."""
@@ -104,9 +107,6 @@ class StableDiffusionPipeline(Pipeline):
         if pixels.shape[-1] != side:
             pixels = functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
         return ((pixels - self._clip_mean) / self._clip_std).to(self.dtype)
-
-    def images(self, pool: SlotPool, slots: Tensor) -> tuple[Tensor, Tensor | None]:
-        return pool["image"].index_select(0, slots), pool["flagged"].index_select(0, slots)
 
     def example(self, index: int) -> dict[str, Any]:
         return {"prompt": f"photograph number {index} of an astronaut riding a horse"}

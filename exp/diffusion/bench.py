@@ -1,18 +1,23 @@
-"""Brings the diffusion engine to the common runner: the requests of a setting, and a server for it."""
+"""Brings the diffusion engine to the common runner: the requests of a setting, and a driver for it."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from diffusion_plugin.engine import Engine
 from diffusion_plugin.pipelines.base import Pipeline
-from diffusion_plugin.request import ImageRequest, Job, to_pil
+from diffusion_plugin.request import ImageRequest, to_pil
 from exp.harness.client import Job as Message
 from exp.harness.runner import OnStep
 from exp.harness.settings import Setting
-from neustream import LatencyTable, Request, make_policy
+from neustream import LatencyTable, Request
+from neustream.driver import Ask
 from neustream.records import StepRecord
 from neustream.workload import gamma_arrivals, step_counts
 
@@ -68,68 +73,118 @@ class DiffusionBench:
             **fields,
         )
 
+    def driver(self, setting: Setting) -> DiffusionDriver:
+        """A driver for one setting, idle. What steps took in other settings is not known to it."""
+        return DiffusionDriver(self, setting)
+
     def server(self, setting: Setting, on_step: OnStep) -> DiffusionServer:
-        return DiffusionServer(self, setting, on_step)
+        return DiffusionServer(self.driver(setting), on_step)
 
 
-class DiffusionServer:
-    """Serves one setting. Implements `exp.harness.Server`; times are the wall clock's."""
+class DiffusionDriver:
+    """Serves one setting. Implements `neustream.driver.Driver`; times are the wall clock's.
 
-    def __init__(self, bench: DiffusionBench, setting: Setting, on_step: OnStep) -> None:
+    A payload is (number of the request, denoising steps). Finished pictures go to the bench's folder, if it has one.
+    """
+
+    def __init__(self, bench: DiffusionBench, setting: Setting) -> None:
         self.bench = bench
         self.setting = setting
-        self.on_step = on_step
-        policy = make_policy(bench.policy, bench.table, slo_scale=setting["slo_scale"])
-        self.engine = Engine(bench.pipeline, bench.table, policy=policy, clock=time.time, on_step=self._record)
+        self.engine = Engine(
+            bench.pipeline, bench.table, policy=bench.policy, slo_scale=setting["slo_scale"], clock=time.time
+        )
         self._writer = ThreadPoolExecutor(1) if bench.save_images else None
         self._written: list[Future[None]] = []
+        self._ended: list[Request] = []
 
     @property
     def num_unfinished(self) -> int:
         return self.engine.num_unfinished
 
-    def submit(self, request_id: str, arrival: float, payload: tuple[int, int]) -> None:
-        self.engine.submit(self.bench.request(self.setting, request_id, payload), arrival=arrival)
+    @property
+    def wake(self) -> float | None:
+        return self.engine.wake
 
-    def step(self) -> list[Request]:
-        plan, ended = self.engine.step()
-        if plan.module is None and not ended:
-            time.sleep(IDLE)
-        return self._requests(ended)
+    def submit(self, ask: Ask) -> None:
+        self.engine.submit(ask._replace(payload=self.bench.request(self.setting, ask.request_id, ask.payload)))
 
-    def abort_all(self) -> list[Request]:
-        """Withdraw what has not ended; also the end of the setting: pictures are on disk when this returns."""
-        ended = self._requests(self.engine.abort_all("the run ended before it did"))
+    def step(self) -> StepRecord | None:
+        """Run one step; its record also has the names that the paper's artifact uses for some of its fields."""
+        record = self.engine.step()
+        return None if record is None else replace(record, extra=artifact_fields(record))
+
+    def take_ended(self) -> list[Request]:
+        self._collect()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def abort(self, request_id: str, reason: str = "aborted") -> None:
+        self.engine.abort(request_id, reason)
+
+    def abort_all(self, reason: str = "aborted") -> None:
+        self.engine.abort_all(reason)
+
+    def close(self) -> None:
+        """Withdraw what has not ended; pictures are on disk when this returns."""
+        self.engine.close()
+        self._collect()
         if self._writer is not None:
             self._writer.shutdown()
             for future in self._written:
                 future.result()
+
+    def _collect(self) -> None:
+        """Take what has ended from the engine and hand its pictures to the writer."""
+        folder = self.bench.save_images
+        for request in self.engine.take_ended():
+            self._ended.append(request)
+            image = self.engine.result(request.request_id).image
+            if image is not None and self._writer is not None and folder is not None:
+                self._written.append(self._writer.submit(_save, image, folder / f"{request.request_id}.png"))
+
+
+class DiffusionServer:
+    """The driver as `exp.harness.serving.Server`."""
+
+    def __init__(self, driver: DiffusionDriver, on_step: OnStep) -> None:
+        self.driver = driver
+        self.on_step = on_step
+
+    @property
+    def num_unfinished(self) -> int:
+        return self.driver.num_unfinished
+
+    def submit(self, request_id: str, arrival: float, payload: tuple[int, int]) -> None:
+        self.driver.submit(Ask(request_id, arrival, payload))
+
+    def step(self) -> list[Request]:
+        record = self.driver.step()
+        if record is not None:
+            self.on_step(record.to_json())
+        ended = self.driver.take_ended()
+        if record is None and not ended:
+            time.sleep(IDLE)
         return ended
 
-    def _requests(self, ended: list[Job]) -> list[Request]:
-        folder = self.bench.save_images
-        for job in ended:
-            if job.image is not None and self._writer is not None and folder is not None:
-                path = folder / f"{job.request.request_id}.png"
-                self._written.append(self._writer.submit(_save, job, path))
-        return [job.request for job in ended]
-
-    def _record(self, record: StepRecord) -> None:
-        """The step's line: the common fields, and the names that the paper's artifact uses for some of them."""
-        num_passed_over = record.extra["num_passed_over"]
-        self.on_step(
-            {
-                **record.to_json(),
-                "high_priority_count": record.batch_size - num_passed_over,
-                "low_priority_count": num_passed_over,
-                "queue_size_before_schedule": record.extra["num_queued"],
-                "batch_size_after_schedule": record.batch_size,
-                "running_requests_id_list": list(record.request_ids),
-                "rest_time": [round(seconds, 6) for seconds in record.rest_seconds],
-            }
-        )
+    def abort_all(self) -> list[Request]:
+        self.driver.abort_all("the run ended before it did")
+        self.driver.close()
+        return self.driver.take_ended()
 
 
-def _save(job: Job, path: Path) -> None:
-    assert job.image is not None
-    to_pil(job.image).save(path)
+def artifact_fields(record: StepRecord) -> dict[str, Any]:
+    """A step's fields under the names that the paper's artifact gave them."""
+    num_passed_over = record.extra["num_passed_over"]
+    return {
+        **record.extra,
+        "high_priority_count": record.batch_size - num_passed_over,
+        "low_priority_count": num_passed_over,
+        "queue_size_before_schedule": record.extra["num_queued"],
+        "batch_size_after_schedule": record.batch_size,
+        "running_requests_id_list": list(record.request_ids),
+        "rest_time": [round(seconds, 6) for seconds in record.rest_seconds],
+    }
+
+
+def _save(image: Tensor, path: Path) -> None:
+    to_pil(image).save(path)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffusion_plugin import Engine, ImageRequest
 from diffusion_plugin.pipelines.base import Pipeline
+from diffusion_plugin.request import Job
 from neustream import LatencyTable
 from neustream.latency import BatchLatency
 from neustream.testing import VirtualClock
@@ -24,10 +25,17 @@ def make_engine(pipeline: Pipeline, **options: Any) -> Engine:
     return Engine(pipeline, flat_table(pipeline), **{"clock": VirtualClock(), **options})
 
 
+def submit(engine: Engine, request: ImageRequest) -> Job:
+    """Submit a request; returns its job, so that a test can look at its slot, its image and its end."""
+    job = engine.make_job(engine.ask(request))
+    engine.add(job)
+    return job
+
+
 def image_alone(pipeline: Pipeline, request: ImageRequest) -> Tensor:
     """The image of a request that is the only one served."""
     engine = make_engine(pipeline)
-    job = engine.submit(request)
+    job = submit(engine, request)
     while engine.num_unfinished:
         engine.step()
         engine.check_integrity()

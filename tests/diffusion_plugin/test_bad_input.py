@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from image_helpers import image_alone, make_engine
+from image_helpers import image_alone, make_engine, submit
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -58,7 +58,7 @@ def test_values_out_of_any_models_range(fields: dict[str, Any], message: str) ->
     ],
 )
 def test_what_dit_cannot_make(dit: Pipeline, fields: dict[str, Any], message: str) -> None:
-    assert refusal(lambda: make_engine(dit).submit(ImageRequest(steps=5, **fields))) == message
+    assert refusal(lambda: submit(make_engine(dit), ImageRequest(steps=5, **fields))) == message
 
 
 def test_what_stable_diffusion_cannot_make(sd: Pipeline) -> None:

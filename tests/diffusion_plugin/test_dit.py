@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiTPipeline
-from image_helpers import flat_table, image_alone, make_engine
+from image_helpers import flat_table, image_alone, make_engine, submit
 from torch import Tensor
 
 from diffusion_plugin import ImageRequest, serve
@@ -64,17 +64,18 @@ def test_a_late_joiner_among_strangers_equals_itself_alone(dit: Pipeline, schedu
         ImageRequest(steps=5 + 7 * i, class_label=i, seed=i, schedule=kinds[i % 2], guidance=scales[i % 3])
         for i in range(6)
     ]
-    jobs = [engine.submit(request) for request in strangers[:4]]
+    jobs = [submit(engine, request) for request in strangers[:4]]
     for _ in range(9):
         engine.step()
     late = ImageRequest(steps=40, class_label=11, seed=42, schedule=schedule)
-    jobs.append(engine.submit(late))
+    jobs.append(submit(engine, late))
     engine.step()
-    jobs += [engine.submit(request) for request in strangers[4:]]
+    jobs += [submit(engine, request) for request in strangers[4:]]
     sizes = set()
     while engine.num_unfinished:
-        plan, _ = engine.step()
-        sizes.add(len(plan.batch))
+        record = engine.step()
+        assert record is not None
+        sizes.add(record.batch_size)
     assert max(sizes) > 4, "it was to ride in a batch"
     for job in jobs:
         assert job.image is not None

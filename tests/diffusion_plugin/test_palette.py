@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from image_helpers import image_alone, make_engine
+from image_helpers import image_alone, make_engine, submit
 
 from diffusion_plugin import ImageRequest
 from diffusion_plugin.pipelines.base import Pipeline
@@ -45,7 +45,7 @@ def test_the_known_region_is_kept_at_every_step_and_the_hole_is_not(palette: Pip
     mask = torch.zeros(palette.size, palette.size)
     mask[: palette.size // 2] = 1.0
     engine = make_engine(palette)
-    job = engine.submit(ImageRequest(steps=6, image=picture, mask=mask, seed=1))
+    job = submit(engine, ImageRequest(steps=6, image=picture, mask=mask, seed=1))
     known = (picture * 2 - 1)[:, palette.size // 2 :]
     while engine.num_unfinished:
         engine.step()
@@ -61,12 +61,12 @@ def test_a_late_joiner_among_strangers_equals_itself_alone(palette: Pipeline) ->
     engine = make_engine(palette)
     kinds = ("ddpm", "ddim")
     jobs = [
-        engine.submit(ImageRequest(steps=4 + 5 * i, seed=i, schedule=kinds[i % 2], **palette.example(i)))
+        submit(engine, ImageRequest(steps=4 + 5 * i, seed=i, schedule=kinds[i % 2], **palette.example(i)))
         for i in range(4)
     ]
     for _ in range(6):
         engine.step()
-    jobs.append(engine.submit(ImageRequest(steps=15, seed=42, **palette.example(9))))
+    jobs.append(submit(engine, ImageRequest(steps=15, seed=42, **palette.example(9))))
     while engine.num_unfinished:
         engine.step()
     for job in jobs:

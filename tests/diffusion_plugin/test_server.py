@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from image_helpers import flat_table, image_alone, make_engine
+from image_helpers import flat_table, image_alone, make_engine, submit
 
 from diffusion_plugin import ImageRequest, Server, load_pipeline, quick_table, serve
 from diffusion_plugin.engine import Engine
@@ -134,7 +134,7 @@ def pump(engine: Engine, client: Client) -> None:
     """Take in what the client sends until it is done or dies."""
     while not client.is_done:
         for sent in client.receive(0.05):
-            engine.submit(ImageRequest(**sent.payload, request_id=sent.request_id))
+            submit(engine, ImageRequest(**sent.payload, request_id=sent.request_id))
         if engine.num_unfinished:
             engine.step()
 
@@ -159,13 +159,14 @@ def test_when_the_client_dies_its_requests_can_be_withdrawn_and_their_slots_are_
         client.start()
         while engine.num_unfinished < 4:
             for sent in client.receive(1.0):
-                engine.submit(ImageRequest(**sent.payload, request_id=sent.request_id))
+                submit(engine, ImageRequest(**sent.payload, request_id=sent.request_id))
         engine.step()
         assert client.pid is not None
         os.kill(client.pid, signal.SIGKILL)
         with pytest.raises(ClientDied):
             pump(engine, client)
-    ended = engine.abort_all("the client is gone")
-    assert [(job.request.outcome, job.request.reason) for job in ended] == [(Outcome.ABORTED, "the client is gone")] * 4
+    engine.abort_all("the client is gone")
+    ended = engine.take_ended()
+    assert [(request.outcome, request.reason) for request in ended] == [(Outcome.ABORTED, "the client is gone")] * 4
     engine.check_integrity()
     assert engine.executor.state.pool.num_taken == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
-from image_helpers import image_alone, make_engine
+from image_helpers import image_alone, make_engine, submit
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
@@ -69,7 +69,7 @@ def test_what_the_safety_checker_flags_is_black_as_in_diffusers() -> None:
     expected, flagged = of_diffusers(strict, request)
     assert flagged
     engine = make_engine(strict)
-    job = engine.submit(request)
+    job = submit(engine, request)
     while engine.num_unfinished:
         engine.step()
     assert job.is_flagged
@@ -96,14 +96,15 @@ def test_a_late_joiner_among_strangers_equals_itself_alone(sd: Pipeline) -> None
         ImageRequest(steps=4 + 5 * i, prompt=f"stranger {i}", seed=i, schedule=kinds[i % 3], guidance=scales[i % 2])
         for i in range(5)
     ]
-    jobs = [engine.submit(request) for request in strangers]
+    jobs = [submit(engine, request) for request in strangers]
     for _ in range(8):
         engine.step()
-    jobs.append(engine.submit(ImageRequest(steps=17, prompt="a late one", seed=42)))
+    jobs.append(submit(engine, ImageRequest(steps=17, prompt="a late one", seed=42)))
     modules = set()
     while engine.num_unfinished:
-        plan, _ = engine.step()
-        modules.add(plan.module)
+        record = engine.step()
+        assert record is not None
+        modules.add(record.kind)
     assert modules == {"text_encoder", "denoise", "vae", "safety"}
     for job in jobs:
         assert job.image is not None
@@ -116,13 +117,14 @@ def test_a_request_is_encoded_at_once_and_joins_the_next_step(sd: Pipeline) -> N
     trace = []
 
     def step() -> None:
-        plan, _ = engine.step()
-        trace.append((plan.module, "".join(request.request_id for request in plan.batch)))
+        record = engine.step()
+        assert record is not None
+        trace.append((record.kind, "".join(record.request_ids)))
 
-    engine.submit(ImageRequest(steps=4, prompt="first", request_id="a"))
+    submit(engine, ImageRequest(steps=4, prompt="first", request_id="a"))
     for _ in range(3):
         step()
-    engine.submit(ImageRequest(steps=3, prompt="second", request_id="b"))
+    submit(engine, ImageRequest(steps=3, prompt="second", request_id="b"))
     while engine.num_unfinished:
         step()
     assert trace == [

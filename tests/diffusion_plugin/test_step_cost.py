@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from image_helpers import make_engine
+from image_helpers import make_engine, submit
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion_plugin import ImageRequest
@@ -37,15 +37,16 @@ def operations_of_a_step(pipeline: Pipeline, batch: int, schedule: str) -> list[
     engine = make_engine(pipeline)
     for i in range(batch):
         fields = pipeline.example(i)
-        engine.submit(ImageRequest(steps=20 + 3 * i, seed=i, schedule=schedule, **fields))
+        submit(engine, ImageRequest(steps=20 + 3 * i, seed=i, schedule=schedule, **fields))
         engine.step()
-    plan, _ = engine.step()
-    while plan.module != "denoise" or len(plan.batch) < batch:
-        plan, _ = engine.step()
+    record = engine.step()
+    while record is None or record.kind != "denoise" or record.batch_size < batch:
+        record = engine.step()
     log = Log()
     with log:
-        plan, _ = engine.step()
-    assert (plan.module, len(plan.batch)) == ("denoise", batch)
+        record = engine.step()
+    assert record is not None
+    assert (record.kind, record.batch_size) == ("denoise", batch)
     return log.operations
 
 
