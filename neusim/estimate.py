@@ -29,7 +29,7 @@ from neustream.catalog.accelerators import ACCELERATORS, GIGA, TERA, Accelerator
 from neustream.catalog.llms import MEMORY_SHARE, OptShape
 from neustream.cli.arguments import Parser
 from neustream.cli.paths import TABLES
-from neustream.tables import LatencyTable, save_table, table_path
+from neustream.tables import LatencyTable, save_table, table_name, table_path
 
 DEFAULT_TP = {"opt-30b": 2, "opt-66b": 4}
 
@@ -70,6 +70,13 @@ def _estimate_llm(shape: OptShape, device: Accelerator, tp: int, dtype: str) -> 
     return LatencyTable(shape.name, device.name, modules, describe(roofline, dtype) | info)
 
 
+def file_name(table: LatencyTable) -> str:
+    """The name of the table's file, which says for how many devices it is where that is not the usual number."""
+    usual = DEFAULT_TP.get(table.model, 1)
+    devices = 1 if table.tensor_parallel == usual else table.tensor_parallel
+    return table_name(table.model, devices, estimated=True)
+
+
 def describe(roofline: Roofline, dtype: str) -> dict[str, Any]:
     """What a table says of its origin: every rate and assumption behind it."""
     device = roofline.device
@@ -105,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = command.parse_args(argv)
     try:
         table = estimate(arguments.model, arguments.device, tp=arguments.tp, dtype=arguments.dtype)
-        path = table_path(arguments.out, table.device, f"{table.model}.estimated")
+        path = table_path(arguments.out, table.device, file_name(table))
         save_table(table, path)
     except (ValueError, OSError) as error:
         print(f"{command.prog}: {error}", file=sys.stderr)

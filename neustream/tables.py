@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from neustream.files import read_json, write_atomically
 from neustream.latency import BatchLatency, ContextLatency, LatencyModel, TokensLatency
@@ -42,6 +42,12 @@ class LatencyTable:
             return "estimated"
         return "measured by layers" if self.info.get("layers_measured") else "measured"
 
+    @property
+    def tensor_parallel(self) -> int:
+        """How many devices share the model, as far as the file says; else 1."""
+        devices = self.info.get("tensor_parallel")
+        return devices if isinstance(devices, int) and devices > 0 else 1
+
     def __getitem__(self, module: str) -> LatencyModel:
         try:
             return self.modules[module]
@@ -54,25 +60,73 @@ class LatencyTable:
         return module in self.modules
 
 
-def table_path(folder: Path, device: str, model: str) -> Path:
-    """Where the table of `model` on `device` lies in a folder of tables."""
-    return folder / device / f"{model}.json"
+class TableName(NamedTuple):
+    """What the name of a table's file says, without `.json`: `opt-13b`, `opt-13b.tp2`, `opt-13b.tp2.estimated`."""
+
+    model: str
+    tensor_parallel: int | None = None
+    """Devices that share the model; None: the name does not say."""
+    is_estimated: bool = False
+
+    def __str__(self) -> str:
+        return table_name(self.model, self.tensor_parallel or 1, estimated=self.is_estimated)
+
+    @classmethod
+    def parse(cls, name: str) -> TableName:
+        """The parts of such a name; any string is one."""
+        stem = name.removesuffix(".estimated")
+        model, dot, devices = stem.rpartition(".tp")
+        if not (model and dot and devices.isdecimal() and int(devices) > 0):
+            return cls(stem, None, stem != name)
+        return cls(model, int(devices), stem != name)
 
 
-def find_table(folder: Path, device: str, model: str) -> LatencyTable:
+def table_name(model: str, tensor_parallel: int = 1, *, estimated: bool = False) -> str:
+    """The name of a table's file without `.json`: the model, `.tp<N>` for more than one device, `.estimated`."""
+    devices = f".tp{tensor_parallel}" if tensor_parallel > 1 else ""
+    return f"{model}{devices}{'.estimated' if estimated else ''}"
+
+
+def table_path(folder: Path, device: str, name: str) -> Path:
+    """Where the table of that name (see `table_name`) lies in a folder of tables."""
+    return folder / device / f"{name}.json"
+
+
+def table_names(folder: Path) -> list[tuple[str, str]]:
+    """`(device, name)` of every table in a folder of tables, sorted."""
+    return sorted((path.parent.name, path.name.removesuffix(".json")) for path in folder.glob("*/*.json"))
+
+
+def find_table(folder: Path, device: str, model: str, tensor_parallel: int | None = None) -> LatencyTable:
     """The table of `model` on `device`: the measured one where there is one, else the estimated one.
 
-    Raises TableError, naming what there is, where there is neither.
+    `model` is a model's name, or that of a table as messages offer it: `opt-13b.tp2`, `opt-13b.estimated`.
+    `tensor_parallel` says for how many devices the table must have been made; None takes what the name says, and
+    for a name that does not say, the table that carries the model's plain name. Raises TableError, naming what
+    there is, where there is none.
     """
-    for path in (table_path(folder, device, model), table_path(folder, device, f"{model}.estimated")):
-        if path.exists():
-            return load_table(path, model=model)
-    known = sorted(f"{path.parent.name}/{path.name.split('.json')[0]}" for path in folder.glob("*/*.json"))
-    raise TableError(f"no table of {model} on {device} in {folder}; there are {', '.join(known) or 'none'}")
+    exact = table_path(folder, device, model)
+    asked = TableName.parse(model)
+    devices = tensor_parallel or asked.tensor_parallel
+    if devices is not None and asked.tensor_parallel not in (None, devices):
+        raise TableError(f"{model} is for tensor parallelism {asked.tensor_parallel}, asked for is {devices}")
+    if exact.exists() and devices in (None, asked.tensor_parallel):
+        return load_table(exact, model=model)
+    plain, wide = asked.model, table_name(asked.model, devices or 1)
+    for estimated in (True,) if asked.is_estimated else (False, True):
+        for name in dict.fromkeys((wide, plain)):
+            path = table_path(folder, device, table_name(name, estimated=estimated))
+            if path.exists():
+                table = load_table(path, model=plain)
+                if devices is None or table.tensor_parallel == devices or (name == wide != plain):
+                    return table
+    for_devices = f" for tensor parallelism {devices}" if devices else ""
+    known = ", ".join(f"{where}/{name}" for where, name in table_names(folder)) or "none"
+    raise TableError(f"no table of {model}{for_devices} on {device} in {folder}; there are {known}")
 
 
 def load_table(path: Path | str, *, model: str | None = None) -> LatencyTable:
-    """Read and check a table; with `model`, it must be that model's.
+    """Read and check a table; with `model` (or the name of one of its tables), it must be that model's.
 
     Raises TableError (file, field, value) for a missing or damaged file, an unknown schema, lengths that
     differ, or seconds that are not finite and positive.
@@ -83,8 +137,8 @@ def load_table(path: Path | str, *, model: str | None = None) -> LatencyTable:
         table = parse_table(data)
     except TableError as error:
         raise TableError(f"{path}: {error}") from error
-    if model is not None and table.model != model:
-        raise TableError(f"{path}: model is {table.model!r}, expected {model!r}")
+    if model is not None and table.model not in (model, TableName.parse(model).model):
+        raise TableError(f"{path}: model is {table.model!r}, expected {TableName.parse(model).model!r}")
     return table
 
 

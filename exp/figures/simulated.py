@@ -15,7 +15,7 @@ from neustream.catalog.paper import PAIRS, paper_rates
 from neustream.cli.arguments import BadInput
 from neustream.policies import is_llm, policies_for
 from neustream.route import LOOP_MODULE
-from neustream.tables import LatencyTable, find_table
+from neustream.tables import LatencyTable, find_table, table_names
 from neustream.workload import MEAN_PROMPT
 
 QUICK_PAIRS = (PAIRS[0], PAIRS[6])
@@ -51,8 +51,7 @@ def pick_pairs(tables: Path, names: Sequence[str], *, quick: bool) -> list[tuple
         if not known:
             raise BadInput(f"none of the paper's models has a table in {tables}; name others with --models")
         return known
-    there = sorted({(path.parent.name, path.name.split(".json")[0]) for path in tables.glob("*/*.json")})
-    found = {(device, model.removesuffix(".estimated")) for device, model in there}
+    found = {(device, name.removesuffix(".estimated")) for device, name in table_names(tables)}
     pairs = []
     for name in names:
         device, _, model = name.rpartition("/")

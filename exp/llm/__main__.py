@@ -19,7 +19,7 @@ from exp.llm.model import Model, resolve_model
 from exp.llm.prompts import Prompts, read_prompts
 from neustream.capacity import llm_capacity
 from neustream.cli.arguments import RunFailed, exit_code_for
-from neustream.tables import LatencyTable
+from neustream.tables import LatencyTable, table_name
 
 
 def header(
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     model = resolve_model(options.model)
     prompts = read_prompts(options.dataset, model)
     config.check_model(model, options, prompts.longest())
-    path = table_file(options, table.table_name(options, model))
+    path = table_file(options, table_name(model.name, options.tp))
     found = table.read_table(path, options, model) if path.exists() or options.table else None
     with create_run_folder(options.out, options.policy, model.name) as folder:
         try:

@@ -16,11 +16,6 @@ from neustream.tables import LatencyTable
 DEFAULT_DSLO = 1.5
 
 
-def table_name(options: argparse.Namespace, model: Model) -> str:
-    """How the table of this model and tensor parallelism is called."""
-    return model.name if options.tp == 1 else f"{model.name}.tp{options.tp}"
-
-
 def read_table(path: Path, options: argparse.Namespace, model: Model) -> LatencyTable:
     """Load and check the table against what is to run. Raises BadInput."""
     table = common.read_table(path, model.name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from neusim.profiling.registry import Target, find_target
 from neustream.catalog.machine import DEVICES, device_slug, local_device
 from neustream.cli.paths import TABLES
+from neustream.tables import table_name, table_path
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -80,8 +81,7 @@ def make_settings(
         slug = device_slug(kind)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    file = f"{target.name}.json" if tp == 1 else f"{target.name}.tp{tp}.json"
-    path = Path(out) if out is not None else TABLES / slug / file
+    path = Path(out) if out is not None else table_path(TABLES, slug, table_name(target.name, tp))
     check_writable(path)
     return Settings(model, target.name, kind, slug, dtype, tp, quick, depths, repeats, path, progress), target
 

@@ -142,7 +142,9 @@ def read_run(folder: Path, tables: Path) -> RealRun:
     if path.is_file():
         table = load_table(path, model=run.summary["model"])
     else:
-        table = find_table(tables, run.summary["table_device"], run.summary["model"])
+        table = find_table(
+            tables, run.summary["table_device"], run.summary["model"], run.summary.get("tensor_parallel")
+        )
     records = tuple(tuple(group) for group in run.requests())
     steps = read_steps(run.path / "steps.jsonl", table, len(run.settings))
     return RealRun(run.path, run.summary, records, table, steps)

@@ -110,6 +110,14 @@ def test_every_kind_of_model_gets_a_table_that_loads(model: str, tmp_path: Path)
     assert table.info["estimated"]["peak_gb_per_s"] == 864
 
 
+def test_a_table_for_more_devices_than_usual_lies_beside_the_usual_one(tmp_path: Path) -> None:
+    command = ["--model", "opt-125m", "--device", "l40s", "--out", str(tmp_path)]
+    assert main(command) == main([*command, "--tp", "2"]) == 0
+    assert find_table(tmp_path, "l40s", "opt-125m").tensor_parallel == 1
+    assert find_table(tmp_path, "l40s", "opt-125m", 2).tensor_parallel == 2
+    assert find_table(tmp_path, "l40s", "opt-125m.tp2.estimated").tensor_parallel == 2
+
+
 def test_larger_batches_take_longer_but_less_per_request() -> None:
     model = estimate("dit-nano", "h100")["denoise"]
     seconds = [model.predict(Shape(batch)) for batch in range(1, 33)]

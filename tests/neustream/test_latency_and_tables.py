@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from neustream import LatencyTable, Shape, TableError, load_table, save_table
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency, interpolate
-from neustream.tables import find_table, parse_table
+from neustream.tables import TableName, find_table, parse_table, table_name, table_path
 
 GOOD = {
     "schema": 1,
@@ -171,3 +172,66 @@ def test_a_measured_table_wins_over_an_estimated_one(tmp_path: Path):
 def test_an_unknown_module_is_named_with_the_known_ones():
     with pytest.raises(TableError, match="no module 'vae'; it has denoise, prefill, decode"):
         parse_table(GOOD)["vae"]
+
+
+def put(folder: Path, name: str, model: str = "opt-13b", device: str = "h200", **fields: Any) -> None:
+    save_table(parse_table({**GOOD, "model": model, "device": device, **fields}), table_path(folder, device, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("opt-1.3b", ("opt-1.3b", None, False)),
+        ("opt-13b.tp2", ("opt-13b", 2, False)),
+        ("opt-13b.estimated", ("opt-13b", None, True)),
+        ("opt-13b.tp16.estimated", ("opt-13b", 16, True)),
+        ("a.tp0", ("a.tp0", None, False)),
+        (".tp2", (".tp2", None, False)),
+    ],
+)
+def test_the_name_of_a_table_tells_model_devices_and_origin(name: str, parts: tuple[str, int | None, bool]) -> None:
+    assert TableName.parse(name) == parts
+    assert str(TableName.parse(name)) == name
+
+
+def test_a_table_for_several_devices_is_found_by_its_name_and_by_its_number_of_devices(tmp_path: Path) -> None:
+    put(tmp_path, table_name("opt-13b", 2), tensor_parallel=2)
+    assert find_table(tmp_path, "h200", "opt-13b.tp2").tensor_parallel == 2
+    assert find_table(tmp_path, "h200", "opt-13b", 2).tensor_parallel == 2
+    with pytest.raises(TableError, match=r"no table of opt-13b on h200 in .*; there are h200/opt-13b\.tp2$"):
+        find_table(tmp_path, "h200", "opt-13b")
+    with pytest.raises(TableError, match=r"no table of opt-13b for tensor parallelism 4 on h200"):
+        find_table(tmp_path, "h200", "opt-13b", 4)
+    with pytest.raises(TableError, match=r"opt-13b\.tp2 is for tensor parallelism 2, asked for is 4"):
+        find_table(tmp_path, "h200", "opt-13b.tp2", 4)
+
+
+def test_every_name_that_a_message_offers_is_a_name_that_is_found(tmp_path: Path) -> None:
+    put(tmp_path, "opt-13b")
+    put(tmp_path, "opt-13b.tp2", tensor_parallel=2)
+    put(tmp_path, "opt-13b.tp4.estimated", tensor_parallel=4, estimated={"why": "roofline"})
+    put(tmp_path, "opt-13b.estimated", estimated={"why": "roofline"})
+    with pytest.raises(TableError, match="there are h200") as caught:
+        find_table(tmp_path, "h200", "opt-66b")
+    offered = str(caught.value).rpartition("there are ")[2].split(", ")
+    found = [find_table(tmp_path, *name.split("/")) for name in offered]
+    assert [(table.tensor_parallel, table.is_estimated) for table in found] == [
+        (1, False),
+        (1, True),
+        (2, False),
+        (4, True),
+    ]
+
+
+def test_a_table_with_the_plain_name_serves_where_it_was_made_for_as_many_devices(tmp_path: Path) -> None:
+    put(tmp_path, "opt-30b", "opt-30b", tensor_parallel=2)
+    assert find_table(tmp_path, "h200", "opt-30b").tensor_parallel == 2
+    assert find_table(tmp_path, "h200", "opt-30b", 2).tensor_parallel == 2
+    with pytest.raises(TableError, match="no table of opt-30b for tensor parallelism 1"):
+        find_table(tmp_path, "h200", "opt-30b", 1)
+
+
+def test_a_table_of_another_model_under_a_name_with_devices_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "opt-13b.tp2", "opt-66b", tensor_parallel=2)
+    with pytest.raises(TableError, match="model is 'opt-66b', expected 'opt-13b'"):
+        find_table(tmp_path, "h200", "opt-13b.tp2")
