@@ -37,8 +37,8 @@ def load_pipeline(
 ) -> Pipeline:
     """The pipeline of model `name`, ready to serve.
 
-    `weights` is a folder in diffusers' layout or a hub id; without it the weights are random, drawn from
-    `seed`, and nothing is downloaded. By default it runs on a GPU in float16 where there is one, else on the
+    `weights` is a folder in diffusers' layout or a hub id (see `weights_folder`); without it the weights are random,
+    drawn from `seed`, and nothing is downloaded. By default it runs on a GPU in float16 where there is one, else on the
     CPU in float32. Raises ValueError for an unknown name, a device that is not there, a size that the model
     cannot make, or weights of another shape.
     """
@@ -48,7 +48,7 @@ def load_pipeline(
     place = pick_device(device)
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" else torch.float16
-    folder = weights_folder(weights) if weights is not None else None
+    folder = weights_folder(weights, spec.networks) if weights is not None else None
     networks: dict[str, Any] = {}
     for part, config in spec.networks.items():
         network = random_network(spec, part, _sized(spec, part, config, side), seed)

@@ -3,45 +3,61 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError  # type: ignore[attr-defined]
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from neustream.catalog.images import HUB_REVISIONS
 
 FILES = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.fp16.safetensors",
     "model.safetensors",
     "model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-    "pytorch_model.bin",
 )
 """Where a network's weights lie in its folder, the first that exists being taken."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>.*))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Names of the VAE's attention in early checkpoints."""
 UNUSED = ("position_ids",)
 """Buffers that early checkpoints carry and no network needs."""
 
 
-def weights_folder(weights: str) -> Path:
-    """The folder that `--weights` names: a local one, or that of a hub id (`org/name`), which is downloaded.
+def weights_folder(weights: str, parts: Iterable[str]) -> Path:
+    """The folder that `--weights` names: a local one, or that of a hub id, of which `parts` are downloaded.
 
-    Raises ValueError where there is neither.
+    A hub id is `org/name@COMMIT`; those of `catalog.images.HUB_REVISIONS` need no commit. Raises ValueError, one line,
+    for anything else, and where the hub cannot be reached.
     """
     folder = Path(weights).expanduser()
     if folder.is_dir():
         return folder
-    if folder.exists() or weights.count("/") != 1 or weights.startswith((".", "/", "~")):
-        raise ValueError(f"weights {weights!r}: no such folder, and not a hub id of the form org/name")
+    found = HUB_ID.fullmatch(weights)
+    if folder.exists() or found is None or weights.startswith((".", "/", "~")):
+        raise ValueError(f"weights {weights!r}: no such folder, and not a hub id of the form org/name@COMMIT")
+    hub_id = found["id"]
+    revision = found["revision"] or HUB_REVISIONS.get(hub_id)
+    if revision is None:
+        pinned = ", ".join(HUB_REVISIONS)
+        raise ValueError(f"weights {weights!r}: say which commit, as {hub_id}@COMMIT; without one there is {pinned}")
+    if not COMMIT.fullmatch(revision):
+        raise ValueError(f"weights {weights!r}: a commit is 40 hexadecimal digits, as tags and branches move")
     from huggingface_hub import snapshot_download
 
+    wanted = [f"{part}/{name}" for part in parts for name in FILES if "fp16" not in name]
     try:
-        kinds = ["*.json", "*.txt", *(f"*/{name}" for name in FILES if "fp16" not in name)]
-        return Path(snapshot_download(weights, allow_patterns=kinds))
+        return Path(
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=["scheduler/scheduler_config.json", "tokenizer/*", *wanted]
+            )
+        )
     except Exception as error:
         raise ValueError(f"weights {weights!r}: cannot be fetched ({type(error).__name__})") from error
 
@@ -54,7 +70,7 @@ def load_weights(name: str, network: nn.Module, folder: Path) -> None:
     where = folder / name
     path = next((where / file for file in FILES if (where / file).is_file()), None)
     if path is None:
-        raise ValueError(f"weights: {where} has none of {', '.join(FILES)}")
+        raise ValueError(_nothing_to_read(where))
     found = _renamed(_read(path), network)
     wanted = network.state_dict()
     for key, tensor in wanted.items():
@@ -69,11 +85,17 @@ def load_weights(name: str, network: nn.Module, folder: Path) -> None:
     network.load_state_dict(found)
 
 
+def _nothing_to_read(where: Path) -> str:
+    pickles = sorted(path for path in where.glob("*") if path.suffix in PICKLES)
+    if pickles:
+        how = "save_pretrained(FOLDER, safe_serialization=True) of diffusers makes one"
+        return f"weights: {pickles[0]} is a pickle, which can run code when it is read; give safetensors: {how}"
+    return f"weights: {where} has none of {', '.join(FILES)}; nothing else is read, .bin files least of all"
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        return dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"weights: {path} cannot be read ({error})") from error
 

@@ -62,7 +62,7 @@ def check_files(options: argparse.Namespace, spec: ModelSpec) -> None:
         if options.weights is not None:
             from diffusion_plugin.weights import weights_folder
 
-            weights_folder(options.weights)
+            weights_folder(options.weights, spec.networks)
         if options.image is not None:
             from diffusion_plugin.inputs import read_image
 

@@ -43,7 +43,9 @@ def make_parser() -> Parser:
         "--steps", type=step_range, metavar="N|LO:HI", help="denoising steps, HI excluded (default: the paper's)"
     )
     parser.add_argument("--schedule", help="noise schedule: ddim, ddpm or euler (default: the model's)")
-    parser.add_argument("--weights", metavar="FOLDER|HUB_ID", help="weights in diffusers' layout (default: random)")
+    parser.add_argument(
+        "--weights", metavar="FOLDER|HUB_ID@COMMIT", help="weights in diffusers' layout (default: random)"
+    )
     parser.add_argument("--image", type=Path, metavar="FILE", help="Palette's input (default: synthetic pictures)")
     parser.add_argument("--save-images", type=Path, metavar="DIR", help="keep the pictures there")
     return parser

@@ -18,6 +18,10 @@ Family = Literal["dit", "sd", "palette"]
 VAE_SCALE = 8
 """Pixels per latent, along each side, of the VAE."""
 NUM_CLASSES = 1000
+HUB_REVISIONS: Mapping[str, str] = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+}
+"""Checkpoints on the Hugging Face hub that fit a model here and have safetensors: id → the commit that is taken."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusion_plugin import ImageRequest, load_pipeline
 from diffusion_plugin.pipelines.base import Pipeline
-from neustream.catalog.images import model_spec
+from neustream.catalog.images import HUB_REVISIONS, model_spec
 
 
 def refusal(action: Any) -> str:
@@ -185,7 +188,103 @@ def test_weights_of_early_checkpoints_are_renamed(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_no_hub_id(tmp_path: Path) -> None:
-    for name in (str(tmp_path / "none"), "./none", "none", "a/b/c"):
+    for name in (str(tmp_path / "none"), "./none", "none", "a/b/c", "~/none", "a/b c"):
         assert refusal(lambda name=name: load_pipeline("dit-nano", weights=name)) == (
-            f"weights '{name}': no such folder, and not a hub id of the form org/name"
+            f"weights '{name}': no such folder, and not a hub id of the form org/name@COMMIT"
         )
+
+
+def test_pickles_are_refused_and_the_line_says_what_to_do(tmp_path: Path) -> None:
+    """A file that would leave a mark if it were unpickled is not even opened."""
+    save_weights(load_pipeline("dit-nano", device="cpu"), tmp_path)
+    mark = tmp_path / "mark"
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (mark,)
+
+    where = tmp_path / "vae"
+    (where / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"weight": Evil()}, where / "diffusion_pytorch_model.bin")
+    assert refusal(lambda: load_pipeline("dit-nano", device="cpu", weights=str(tmp_path))) == (
+        f"weights: {where}/diffusion_pytorch_model.bin is a pickle, which can run code when it is read; "
+        "give safetensors: save_pretrained(FOLDER, safe_serialization=True) of diffusers makes one"
+    )
+    assert not mark.exists()
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A hub with sd-nano's weights, each of them several times over as on real ones; returns what was asked of it."""
+    remote, local, asked = tmp_path / "remote", tmp_path / "local", list[dict[str, Any]]()
+    pipeline = load_pipeline("sd-nano", device="cpu", seed=7)
+    save_weights(pipeline, remote)
+    pipeline.tokenizer.save_pretrained(remote / "tokenizer")  # type: ignore[attr-defined]
+    for path in list(remote.rglob("*.safetensors")):
+        for other in (f"{path.stem}.fp16.safetensors", f"{path.stem}.bin", f"{path.stem}.non_ema.safetensors"):
+            (path.parent / other).write_text("a second copy")
+    (remote / "v1-5-pruned.ckpt").write_text("and one more")
+
+    def snapshot_download(repo_id: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.append({"id": repo_id, "revision": revision})
+        for path in remote.rglob("*"):
+            name = path.relative_to(remote)
+            if path.is_file() and any(fnmatch.fnmatch(str(name), pattern) for pattern in allow_patterns):
+                (local / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, local / name)
+        asked[-1]["files"] = sorted(str(path.relative_to(local)) for path in local.rglob("*") if path.is_file())
+        return str(local)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return asked
+
+
+def test_a_hub_id_is_fetched_at_its_commit_and_each_network_once(hub: list[dict[str, Any]]) -> None:
+    loaded = load_pipeline("sd-nano", device="cpu", weights=f"someone/tiny-sd@{COMMIT}")
+    (asked,) = hub
+    assert (asked["id"], asked["revision"]) == ("someone/tiny-sd", COMMIT)
+    weights = [name for name in asked["files"] if not name.startswith("tokenizer/")]
+    assert weights == [
+        "safety_checker/model.safetensors",
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    request = ImageRequest(steps=3, prompt="a lighthouse", seed=2)
+    saved = load_pipeline("sd-nano", device="cpu", seed=7)
+    assert torch.equal(image_alone(loaded, request), image_alone(saved, request))
+
+
+def test_a_hub_id_of_the_catalogue_needs_no_commit_and_others_do(hub: list[dict[str, Any]]) -> None:
+    (pinned, commit), *_ = HUB_REVISIONS.items()
+    load_pipeline("sd-nano", device="cpu", weights=pinned)
+    assert hub.pop()["revision"] == commit
+    load_pipeline("sd-nano", device="cpu", weights=f"{pinned}@{COMMIT}")
+    assert hub.pop()["revision"] == COMMIT
+    assert refusal(lambda: load_pipeline("sd-nano", weights="someone/tiny-sd")) == (
+        f"weights 'someone/tiny-sd': say which commit, as someone/tiny-sd@COMMIT; without one there is {pinned}"
+    )
+    for revision in ("main", "v1.0", COMMIT[:12], COMMIT.upper()):
+        name = f"someone/tiny-sd@{revision}"
+        assert refusal(lambda name=name: load_pipeline("sd-nano", weights=name)) == (
+            f"weights '{name}': a commit is 40 hexadecimal digits, as tags and branches move"
+        )
+    assert hub == []
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(*_: Any, **__: Any) -> str:
+        raise ConnectionError("a page of text")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    name = f"someone/tiny-sd@{COMMIT}"
+    assert refusal(lambda: load_pipeline("sd-nano", weights=name)) == (
+        f"weights '{name}': cannot be fetched (ConnectionError)"
+    )
+
+
+def test_every_pinned_revision_is_a_commit() -> None:
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in HUB_REVISIONS.values())
