@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from exp.harness.report import Column, format_table, number, percent, plain
 from neusim.validating.run_folder import open_run
 from neustream.cli.arguments import BadInput, Parser, exit_code_for
+from neustream.cli.report import Column, axis_columns, format_table, number, percent, text
 
 SAME = ("model", "device", "dtype", "tensor_parallel", "table_digest", "max_tokens", "requests", "prompts")
 """What two runs should share, or their figures mean different things."""
@@ -51,8 +51,8 @@ def match(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def columns(axes: list[str]) -> list[Column]:
     """A figure of the first run, the same of the second, their ratio."""
-    found = [Column(axis, plain(axis)) for axis in axes] + [Column("×cap", number("load", 2))]
-    found.append(Column("seed", lambda row: str(row["seed"])))
+    found = [*axis_columns(axes), Column("×cap", number("load", 2))]
+    found.append(Column("seed", text("seed")))
     for name, heading in NAMES.items():
         found += [Column(f"{heading} a", number(f"{name}_a", 4)), Column("b", number(f"{name}_b", 4))]
         found.append(Column("a/b", number(f"{name}_ratio")))

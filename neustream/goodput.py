@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from typing import Any
 
+from neustream.records import StepRecord
 from neustream.request import Outcome, Request
 
 SAMPLES = 1 << 16
@@ -38,7 +39,7 @@ class Reservoir:
 
 
 class GoodputCounter:
-    """Sums up requests as they end; its memory does not grow with their number.
+    """Sums up requests as they end; its memory does not grow with their number. An observer of a driver.
 
     The denominator is requests injected: rejected, failed, aborted and late ones are misses.
     """
@@ -53,6 +54,13 @@ class GoodputCounter:
         self.tpot = Reservoir()
         self.e2el = Reservoir()
         self.lateness = Reservoir()
+
+    def on_step(self, record: StepRecord) -> None:
+        """Steps deliver nothing by themselves: requests are counted when they end."""
+
+    def on_end(self, request: Request) -> None:
+        """Count a request that has ended. Raises ValueError for one that has not."""
+        self.add(request)
 
     def add(self, request: Request) -> None:
         """Count a request that has ended. Raises ValueError for one that has not."""

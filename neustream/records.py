@@ -14,11 +14,14 @@ from neustream.request import Request
 
 
 class JsonLines:
-    """Appends objects to a file, a line each; what was written survives an interrupted run."""
+    """Appends objects to a file, a line each. A written line is the system's: it survives a killed process.
+
+    A line costs a system call, some 2 µs on a local disk.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", buffering=1 << 16)
+        self._file = path.open("w", buffering=1, encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record, allow_nan=False) + "\n")

@@ -13,20 +13,15 @@ from torch import Tensor
 from diffusion_plugin.engine import Engine
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, to_pil
-from exp.harness.client import Job as Message
-from exp.harness.runner import OnStep
 from exp.harness.settings import Setting
 from neustream import LatencyTable, Request
 from neustream.driver import Ask
 from neustream.records import StepRecord
 from neustream.workload import gamma_arrivals, step_counts
 
-IDLE = 0.0005
-"""Seconds that a server with nothing to run waits before it looks at the arrivals again."""
-
 
 class DiffusionBench:
-    """Implements `exp.harness.Bench` on one loaded pipeline."""
+    """Implements `exp.harness.runner.Bench` on one loaded pipeline."""
 
     def __init__(
         self,
@@ -49,17 +44,17 @@ class DiffusionBench:
         self.image = image
         self.save_images = save_images
 
-    def jobs(self, setting: Setting) -> list[Message]:
+    def asks(self, setting: Setting) -> list[Ask]:
         """The setting's requests: arrivals by rate, cv and seed, step counts by seed; the same for every policy."""
         offsets = gamma_arrivals(setting["rate"], setting["cv"], self.num_requests, setting.seed)
         steps = step_counts(*self.steps, self.num_requests, setting.seed)
         return [
-            Message(f"{setting.index}-{i}", float(offset), (i, int(count)))
+            Ask(f"{setting.index}-{i}", float(offset), (i, int(count)))
             for i, (offset, count) in enumerate(zip(offsets, steps, strict=True))
         ]
 
     def request(self, setting: Setting, request_id: str, payload: tuple[int, int]) -> ImageRequest:
-        """The request that a message stands for."""
+        """The request that an ask stands for."""
         index, steps = payload
         fields = self.pipeline.example(index)
         if self.image is not None:
@@ -76,9 +71,6 @@ class DiffusionBench:
     def driver(self, setting: Setting) -> DiffusionDriver:
         """A driver for one setting, idle. What steps took in other settings is not known to it."""
         return DiffusionDriver(self, setting)
-
-    def server(self, setting: Setting, on_step: OnStep) -> DiffusionServer:
-        return DiffusionServer(self.driver(setting), on_step)
 
 
 class DiffusionDriver:
@@ -141,35 +133,6 @@ class DiffusionDriver:
             image = self.engine.result(request.request_id).image
             if image is not None and self._writer is not None and folder is not None:
                 self._written.append(self._writer.submit(_save, image, folder / f"{request.request_id}.png"))
-
-
-class DiffusionServer:
-    """The driver as `exp.harness.serving.Server`."""
-
-    def __init__(self, driver: DiffusionDriver, on_step: OnStep) -> None:
-        self.driver = driver
-        self.on_step = on_step
-
-    @property
-    def num_unfinished(self) -> int:
-        return self.driver.num_unfinished
-
-    def submit(self, request_id: str, arrival: float, payload: tuple[int, int]) -> None:
-        self.driver.submit(Ask(request_id, arrival, payload))
-
-    def step(self) -> list[Request]:
-        record = self.driver.step()
-        if record is not None:
-            self.on_step(record.to_json())
-        ended = self.driver.take_ended()
-        if record is None and not ended:
-            time.sleep(IDLE)
-        return ended
-
-    def abort_all(self) -> list[Request]:
-        self.driver.abort_all("the run ended before it did")
-        self.driver.close()
-        return self.driver.take_ended()
 
 
 def artifact_fields(record: StepRecord) -> dict[str, Any]:

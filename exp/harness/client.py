@@ -1,61 +1,73 @@
-"""The client: a process of its own that sends each request at its time, whatever the engine is doing."""
+"""The client: a process of its own that sends each request at its time, whatever the engine is doing.
+
+Two threads: one waits for each request's time and stamps it, the other pushes what is stamped through the pipe. A pipe
+that is full, because the engine is in a long step, holds up the second thread only.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import queue
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
+
+from neustream.driver import Ask
 
 START_DELAY = 0.05
 """Seconds between the word to start and the origin of all offsets."""
 STARTUP_TIMEOUT = 60.0
 
 
-class Job(NamedTuple):
-    """A request that is to be sent: at which offset from the start, in seconds, and with what in it."""
-
-    request_id: str
-    offset: float
-    payload: Any
-
-
-class Sent(NamedTuple):
-    """A request as it arrives at the engine; `arrival` is the wall clock (time.time()) when the client sent it."""
-
-    request_id: str
-    arrival: float
-    payload: Any
-
-
 class ClientDied(RuntimeError):
     """The client process ended before it had sent everything."""
 
 
-def _play(queue: Connection, jobs: Sequence[Job]) -> None:
-    """The client process: wait for the origin, then send each job at its offset; None marks the end."""
+def _play(pipe: Connection, asks: Sequence[Ask]) -> None:
+    """The client process: wait for the origin, then send each ask at its time; None marks the end."""
     with contextlib.suppress(EOFError, ConnectionError):  # the engine's process is gone: nobody to send to
-        queue.send("ready")
-        origin: float = queue.recv()
-        for request_id, offset, payload in jobs:
-            delay = origin + offset - time.time()
-            if delay > 0:
-                time.sleep(delay)
-            queue.send(Sent(request_id, time.time(), payload))
-        queue.send(None)
+        pipe.send("ready")
+        origin: float = pipe.recv()
+        stamped: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
+        is_gone = threading.Event()
+        sender = threading.Thread(target=_push, args=(pipe, stamped, is_gone), daemon=True)
+        sender.start()
+        for ask in asks:
+            delay = origin + ask.arrival - time.time()
+            if is_gone.wait(max(delay, 0.0)):
+                return
+            stamped.put(ask._replace(arrival=time.time()))
+        stamped.put(None)
+        sender.join()
+
+
+def _push(pipe: Connection, stamped: queue.SimpleQueue[Ask | None], is_gone: threading.Event) -> None:
+    """Send what is stamped, in order, until the end; `is_gone` says that nobody receives any more."""
+    try:
+        ask: Any = True
+        while ask is not None:
+            ask = stamped.get()
+            pipe.send(ask)
+    except (EOFError, OSError):
+        is_gone.set()
 
 
 class Client:
-    """Runs the client process and receives what it sends. Context manager: leaving it ends the process."""
+    """Runs the client process and receives what it sends. Context manager: leaving it ends the process.
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    The `arrival` of the asks that are given is the offset from the start, by rising value; that of those received
+    is the wall clock (time.time()) when the client sent them.
+    """
+
+    def __init__(self, asks: Sequence[Ask]) -> None:
         context = multiprocessing.get_context("spawn")
-        self._queue, theirs = context.Pipe()
-        self._process = context.Process(target=_play, args=(theirs, jobs), daemon=True)
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_play, args=(theirs, asks), daemon=True)
         self.is_done = False
         # Ctrl-C goes to the whole process group; it is the engine's process that acts on it. A blocked signal
         # stays blocked in the child.
@@ -72,17 +84,17 @@ class Client:
 
     def start(self) -> float:
         """Wait until the client is ready and set it off; returns the origin of the offsets on the wall clock."""
-        if not self._queue.poll(STARTUP_TIMEOUT):
+        if not self._pipe.poll(STARTUP_TIMEOUT):
             raise ClientDied(f"the client process did not start within {STARTUP_TIMEOUT:g} s")
         self._receive_one()
         origin = time.time() + START_DELAY
-        self._queue.send(origin)
+        self._pipe.send(origin)
         return origin
 
-    def receive(self, timeout: float = 0.0) -> list[Sent]:
+    def receive(self, timeout: float = 0.0) -> list[Ask]:
         """What has arrived since the last call; waits up to `timeout` seconds for the first. Raises ClientDied."""
-        arrived: list[Sent] = []
-        while not self.is_done and self._queue.poll(0.0 if arrived else timeout):
+        arrived: list[Ask] = []
+        while not self.is_done and self._pipe.poll(0.0 if arrived else timeout):
             message = self._receive_one()
             if message is None:
                 self.is_done = True
@@ -92,7 +104,7 @@ class Client:
 
     def _receive_one(self) -> Any:
         try:
-            return self._queue.recv()
+            return self._pipe.recv()
         except (EOFError, ConnectionError) as error:
             self._process.join(1.0)
             code = self._process.exitcode
@@ -104,7 +116,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._queue.close()
+        self._pipe.close()
         if not self.is_done:
             self._process.kill()
         self._process.join()

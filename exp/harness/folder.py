@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -84,16 +85,34 @@ def create_run_folder(out: str | None, policy: str, model: str, *, runs: Path = 
 
     Raises BadInput if there is a run in it already, or it cannot be written.
     """
-    if out is None:
-        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{policy}-{model.rstrip('/').rsplit('/', 1)[-1]}"
-        names = [runs / stamp, *(runs / f"{stamp}-{i}" for i in range(2, 100))]
-        path = next(name for name in names if not name.exists())
-    else:
-        path = Path(out) if os.sep in out else runs / out
-        if path.is_dir() and any(path.iterdir()):
-            raise BadInput(f"{path} exists and is not empty; name another --out, or remove it")
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{policy}-{model.rstrip('/').rsplit('/', 1)[-1]}"
+    path = runs / stamp if out is None else Path(out) if os.sep in out else runs / out
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if out is None:
+            path = _make_new(path)
+        else:
+            _claim(path)
         return RunFolder(path)
     except OSError as error:
         raise BadInput(f"cannot write the output folder {path}: {error.strerror}") from error
+
+
+def _make_new(path: Path) -> Path:
+    """Make the folder, or one of that name and a number; no other run gets the same, also in the same moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name in itertools.chain([path], (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            name.mkdir()
+            return name
+    raise AssertionError("unreachable: the names do not end")
+
+
+def _claim(path: Path) -> None:
+    """Make the folder of a name that the user chose, which may be there if it is empty. Raises BadInput, OSError."""
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        if any(path.iterdir()):
+            raise FileExistsError
+        (path / "requests.jsonl").touch(exist_ok=False)
+    except FileExistsError:
+        raise BadInput(f"{path} exists and is not empty; name another --out, or remove it") from None

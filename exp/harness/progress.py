@@ -8,11 +8,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from exp.harness.settings import Setting
+from neustream.records import StepRecord
 from neustream.request import Outcome, Request
 
 
 class Progress:
-    """Counts the ended requests of one setting. Context manager."""
+    """Counts the ended requests of one setting. An observer, and a context manager."""
 
     def __init__(self, setting: Setting, num_settings: int, num_requests: int) -> None:
         self.title = f"[{setting.index + 1}/{num_settings}] {setting}"
@@ -21,7 +22,10 @@ class Progress:
         self._bar: Any = None
         self._started = time.monotonic()
 
-    def ended(self, request: Request) -> None:
+    def on_step(self, record: StepRecord) -> None:
+        """Steps are not shown."""
+
+    def on_end(self, request: Request) -> None:
         """One more request has ended."""
         if request.outcome is not None:
             self.counts[request.outcome] += 1

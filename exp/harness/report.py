@@ -1,82 +1,55 @@
-"""Figures for people: an aligned table, and the step_prediction logs."""
+"""What an experiment prints beside the figures that every command prints, and the lines of its logs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-Row = Mapping[str, Any]
-"""One setting of a summary."""
+from neustream.cli import report
+from neustream.cli.report import Column, Row, axis_columns, number, percent, text
 
-
-class Column(NamedTuple):
-    """A column of the printed table: its heading, and how it shows a setting."""
-
-    heading: str
-    text: Callable[[Row], str]
-
-
-def number(key: str, digits: int = 3) -> Callable[[Row], str]:
-    """Shows a figure with so many significant digits; `-` where there is none."""
-
-    def show(row: Row) -> str:
-        value = row.get(key)
-        return "-" if value is None else f"{value:#.{digits}g}".rstrip(".")
-
-    return show
-
-
-def plain(key: str) -> Callable[[Row], str]:
-    """Shows a number as short as it goes."""
-    return lambda row: f"{row[key]:.4g}"
-
-
-def percent(key: str, digits: int = 1) -> Callable[[Row], str]:
-    """Shows a share as a percentage."""
-    return lambda row: "-" if row.get(key) is None else f"{100 * row[key]:.{digits}f}%"
-
-
-def milliseconds(key: str) -> Callable[[Row], str]:
-    """Shows `p50/p99` of a distribution in seconds as milliseconds."""
-
-    def show(row: Row) -> str:
-        values = [row[key][name] for name in ("p50", "p99")]
-        return "/".join("-" if value is None else f"{1000 * value:.0f}" for value in values)
-
-    return show
+DISTURBED = 0.15
+"""From this `waited_share` on, the user is told. An idle machine shows 0.03 to 0.07."""
+SLOW = 1.15
+"""From this `slowdown` on, the user is told."""
+LAGGING = 0.005
+"""From this `client_lag` in seconds on, the user is told."""
 
 
 def goodput_columns(axes: Sequence[str], unit: str = "token") -> list[Column]:
-    """The columns of docs/metrics.md after those of the sweep's axes; `unit` is what a request delivers."""
-    tokens = [
-        Column(f"{unit} goodput/s", number("token_goodput", 4)),
-        Column(f"{unit}s/s", number("throughput", 4)),
-    ]
-    spread = [Column("TTFT ms p50/p99", milliseconds("ttft")), Column("TPOT ms p50/p99", milliseconds("tpot"))]
+    """The axes of the sweep, the figures of docs/metrics.md, and what deciding cost; `unit` is what is delivered."""
+    has_tokens = unit == "token"
     return [
-        *(Column(axis, plain(axis)) for axis in axes),
+        *axis_columns(axes),
         Column("×cap", number("load", 2)),
-        Column("seed", lambda row: str(row["seed"])),
-        *(tokens if unit == "token" else []),
-        Column("req goodput/s", number("request_goodput")),
-        Column("SLO met", percent("slo_attainment")),
-        Column("rejected", percent("reject_rate")),
-        *(spread if unit == "token" else []),
-        Column("e2e ms p50/p99", milliseconds("e2el")),
-        Column("late ms p50/p99", milliseconds("lateness")),
-        Column("deciding", percent("schedule_share", 2)),
-        *([Column("scheduler", percent("scheduler_share", 2))] if unit == "token" else []),
+        Column("seed", text("seed")),
+        *report.goodput_columns(has_tokens),
+        Column("deciding", percent("decision_share", 2)),
+        *([Column("scheduler", percent("scheduler_share", 2))] if has_tokens else []),
         Column("", lambda row: "" if row.get("complete", True) else "incomplete"),
     ]
 
 
-def format_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """An aligned table with a heading; a column without anything in it is left out."""
-    cells = [[column.text(row) for column in columns] for row in rows]
-    lines = [[column.heading for column in columns], *cells]
-    shown = [i for i in range(len(columns)) if any(line[i] for line in lines)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join("  ".join(line[i].rjust(widths[i]) for i in shown).rstrip() for line in lines)
+def heading(header: Mapping[str, Any]) -> str:
+    """One line over the table: what ran on what."""
+    keys = ("model", "policy", "device", "dtype", "table_origin")
+    line = ", ".join(f"{key.replace('_', ' ')} {header[key]}" for key in keys if header.get(key))
+    return line + (f", capacity {header['capacity']:.4g} req/s" if header.get("capacity") else "")
+
+
+def disturbances(rows: Sequence[Row]) -> list[str]:
+    """Lines that say why the figures may not be those of this machine at rest; none if nothing was amiss."""
+    notes = []
+    waited = max(row["waited_share"] for row in rows)
+    if waited > DISTURBED:
+        notes.append(f"other work disturbed this run: its threads waited {waited:.2f} s per second for a core")
+    slowdown = max(row["slowdown"] or 0.0 for row in rows)
+    if slowdown > SLOW:
+        notes.append(f"steps took up to {slowdown:.2f} × what the latency table says, and the SLOs are the table's")
+    lag = max(row["client_lag"] for row in rows)
+    if lag > LAGGING:
+        notes.append(f"the client sent requests up to {1000 * lag:.0f} ms after their time; they count from then on")
+    return notes
 
 
 def log_line(row: Row, axes: Sequence[str], fixed: Mapping[str, Any]) -> str:

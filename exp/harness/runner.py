@@ -5,127 +5,67 @@ from __future__ import annotations
 import errno
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any, Protocol
 
-from exp.harness.client import Client, ClientDied, Job
+from exp.harness.client import Client, ClientDied
 from exp.harness.folder import RunFolder
+from exp.harness.observers import Recorder, StepTotals
 from exp.harness.progress import Progress
-from exp.harness.report import Column, best_of_repeats, format_table, log_line
-from exp.harness.serving import Interrupt, Server, serve
+from exp.harness.report import best_of_repeats, disturbances, heading, log_line
+from exp.harness.serving import Interrupt, serve
 from exp.harness.settings import Setting
 from neustream.cli.disturbance import waited_seconds
+from neustream.cli.report import Column, format_table
+from neustream.driver import Ask, Driver, Observers
 from neustream.goodput import GoodputCounter
-from neustream.records import RequestRecord
-from neustream.request import Request
+from neustream.records import StepRecord
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-DISTURBED = 0.15
-"""From this `waited_share` on, the user is told. An idle machine shows 0.03 to 0.07."""
-
-SLOW = 1.15
-"""From this `slowdown` on, the user is told."""
-
-OnStep = Callable[[dict[str, Any]], None]
 
 
 class Bench(Protocol):
     """What differs from one kind of model to the next. The model is loaded once, for all settings."""
 
-    def jobs(self, setting: Setting) -> list[Job]:
-        """The requests of a setting, by rising offset; the same for every policy."""
+    def asks(self, setting: Setting) -> Sequence[Ask]:
+        """The requests of a setting by rising arrival, in seconds from its start; the same for every policy."""
         ...
 
-    def server(self, setting: Setting, on_step: OnStep) -> Server:
-        """A server for one setting, idle. It calls `on_step` with a record after each step.
-
-        A record holds `time` (wall clock at its start), `module`, `batch_size`, `seconds`,
-        `schedule_seconds` (both from there on), `predicted_seconds` (or None), `decision_seconds` (the policy's part
-        of the scheduling, where it is not all of it), and whatever else is worth keeping.
-        """
+    def driver(self, setting: Setting) -> Driver:
+        """A driver for one setting: idle, and without a memory of the settings before."""
         ...
 
-
-class StepTotals:
-    """Sums over the steps of a setting."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.seconds = 0.0
-        self.schedule_seconds = 0.0
-        self.decision_seconds = 0.0
-        self.batched = 0
-        self.predicted = 0
-        self.predicted_seconds = 0.0
-        self.measured_seconds = 0.0
-        self.error = 0.0
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Count one step's record."""
-        self.count += 1
-        self.seconds += record["seconds"]
-        self.schedule_seconds += record["schedule_seconds"]
-        self.decision_seconds += record.get("decision_seconds", record["schedule_seconds"])
-        self.batched += record["batch_size"]
-        predicted = record.get("predicted_seconds")
-        if predicted is not None and record["seconds"] > 0:
-            self.predicted += 1
-            self.predicted_seconds += predicted
-            self.measured_seconds += record["seconds"]
-            self.error += abs(predicted - record["seconds"]) / record["seconds"]
-
-    def summary(self) -> dict[str, Any]:
-        """`schedule_share` (time deciding) and its company.
-
-        `scheduler_share` takes in what an engine's scheduler does besides; `prediction_error` is the mean of
-        |predicted − measured| / measured, `slowdown` is measured / predicted over all steps.
-        """
-        return {
-            "steps": self.count,
-            "step_seconds": self.seconds,
-            "schedule_share": self.decision_seconds / self.seconds if self.seconds else None,
-            "scheduler_share": self.schedule_seconds / self.seconds if self.seconds else None,
-            "mean_batch": self.batched / self.count if self.count else None,
-            "prediction_error": self.error / self.predicted if self.predicted else None,
-            "slowdown": self.measured_seconds / self.predicted_seconds if self.predicted else None,
-        }
+    def step_fields(self, record: StepRecord) -> Mapping[str, Any]:
+        """What `steps.jsonl` says of a step beside the columns that all drivers have."""
+        ...
 
 
 def measure(
     bench: Bench, setting: Setting, num_settings: int, folder: RunFolder, interrupt: Interrupt, row: dict[str, Any]
 ) -> None:
     """Serve one setting and fill in `row`, as far as it came also when an error is raised."""
-    counter = GoodputCounter()
-    totals = StepTotals()
-    jobs = bench.jobs(setting)
-    offsets = {job.request_id: job.offset for job in jobs}
-    origin = 0.0
+    counter, totals = GoodputCounter(), StepTotals()
+    recorder = Recorder(folder, setting.index, bench.step_fields)
+    asks = bench.asks(setting)
+    due = {ask.request_id: ask.arrival for ask in asks}
     lag = 0.0
 
-    def on_step(record: dict[str, Any]) -> None:
-        totals.add(record)
-        folder.steps.write({"setting": setting.index, **record, "time": record["time"] - origin})
-
-    def on_end(request: Request) -> None:
-        counter.add(request)
-        folder.requests.write({"setting": setting.index, **RequestRecord.of(request, origin=origin).to_json()})
-        progress.ended(request)
-
-    def on_arrival(request_id: str, arrival: float) -> None:
+    def on_arrival(ask: Ask) -> None:
         nonlocal lag
-        lag = max(lag, arrival - origin - offsets[request_id])
+        lag = max(lag, ask.arrival - recorder.origin - due[ask.request_id])
 
-    server = bench.server(setting, on_step)
+    driver = bench.driver(setting)
     waited, begun = waited_seconds(), time.monotonic()
     try:
-        with Client(jobs) as client, Progress(setting, num_settings, len(jobs)) as progress:
-            origin = client.start()
-            serve(server, client, on_end, interrupt, on_arrival)
+        with closing(driver), Client(asks) as client, Progress(setting, num_settings, len(asks)) as progress:
+            recorder.origin = client.start()
+            observers = Observers(totals, counter, recorder, progress)
+            serve(driver, client, observers, interrupt, on_arrival)
     finally:
         figures = counter.summary()
         row |= figures | totals.summary()
-        row |= {"injected": len(jobs), "complete": figures["requests"] == len(jobs) and interrupt.signal is None}
+        row |= {"injected": len(asks), "complete": figures["requests"] == len(asks) and interrupt.signal is None}
         waited_share = (waited_seconds() - waited) / (time.monotonic() - begun)
         row |= {"client_lag": lag, "waited_share": waited_share}
 
@@ -180,25 +120,6 @@ def run_settings(
         for note in disturbances(rows):
             print(note)
     return code
-
-
-def disturbances(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines that say why the figures may not be those of this machine at rest; none if nothing was amiss."""
-    notes = []
-    waited = max(row["waited_share"] for row in rows)
-    if waited > DISTURBED:
-        notes.append(f"other work disturbed this run: its threads waited {waited:.2f} s per second for a core")
-    slowdown = max(row["slowdown"] or 0.0 for row in rows)
-    if slowdown > SLOW:
-        notes.append(f"steps took up to {slowdown:.2f} × what the latency table says, and the SLOs are the table's")
-    return notes
-
-
-def heading(header: Mapping[str, Any]) -> str:
-    """One line over the table: what ran on what."""
-    keys = ("model", "policy", "device", "dtype", "table_origin")
-    text = ", ".join(f"{key.replace('_', ' ')} {header[key]}" for key in keys if header.get(key))
-    return text + (f", capacity {header['capacity']:.4g} req/s" if header.get("capacity") else "")
 
 
 def _write(

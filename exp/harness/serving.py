@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from exp.harness.client import Client
-from neustream.request import Request
+from neustream.driver import Ask, Driver, Observer
 
 IDLE_WAIT = 0.1
 """Seconds that an idle engine waits for an arrival before it looks whether it was interrupted."""
-
-
-class Server(Protocol):
-    """An engine that serves one setting."""
-
-    def submit(self, request_id: str, arrival: float, payload: Any) -> None:
-        """Take a request that the client sent at `arrival` (time.time())."""
-        ...
-
-    def step(self) -> list[Request]:
-        """Run one step; the requests that ended in it (finished, rejected, failed), their outcome set."""
-        ...
-
-    def abort_all(self) -> list[Request]:
-        """Withdraw whatever has not ended; returns those requests, their outcome set."""
-        ...
-
-    @property
-    def num_unfinished(self) -> int:
-        """Requests that were submitted and have not ended."""
-        ...
+BLINK = 0.0005
+"""Seconds that an engine with nothing to run waits at least before it is asked again."""
 
 
 class Interrupt:
@@ -71,26 +53,43 @@ class Interrupt:
 
 
 def serve(
-    server: Server,
+    driver: Driver,
     client: Client,
-    on_end: Callable[[Request], None],
+    observer: Observer,
     interrupt: Interrupt,
-    on_arrival: Callable[[str, float], None] | None = None,
+    on_arrival: Callable[[Ask], None] | None = None,
 ) -> None:
     """Serve until the client has sent everything and all of it has ended, or `interrupt` was raised.
 
-    `on_end` gets every submitted request once; what had not ended when the loop was left is aborted first,
-    so N requests in are N accounted for, also after an error of the engine or of the client.
+    `observer` hears of every step, and of the end of every submitted request once. What had not ended when the loop
+    was left is aborted first, so N requests in are N accounted for, also after an error of the engine or the client.
     """
+    patience = IDLE_WAIT
     try:
-        while not (client.is_done and server.num_unfinished == 0) and interrupt.signal is None:
-            for request_id, arrival, payload in client.receive(0.0 if server.num_unfinished else IDLE_WAIT):
+        while not (client.is_done and driver.num_unfinished == 0) and interrupt.signal is None:
+            for ask in client.receive(patience):
                 if on_arrival is not None:
-                    on_arrival(request_id, arrival)
-                server.submit(request_id, arrival, payload)
-            if server.num_unfinished:
-                for request in server.step():
-                    on_end(request)
+                    on_arrival(ask)
+                driver.submit(ask)
+            patience = _step(driver, observer) if driver.num_unfinished else IDLE_WAIT
     finally:
-        for request in server.abort_all():
-            on_end(request)
+        driver.abort_all("the run ended before it did")
+        for request in driver.take_ended():
+            observer.on_end(request)
+
+
+def _step(driver: Driver, observer: Observer) -> float:
+    """Run one step and tell of it; returns how many seconds to wait for arrivals before the next."""
+    record = driver.step()
+    if record is not None:
+        observer.on_step(record)
+    ended = driver.take_ended()
+    for request in ended:
+        observer.on_end(request)
+    if ended or (record is not None and record.request_ids):
+        return 0.0
+    if record is not None:  # a step of the engine that moved nobody
+        return BLINK
+    if driver.wake is None:
+        return IDLE_WAIT
+    return min(max(driver.wake - time.time(), BLINK), IDLE_WAIT)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exp.harness.client import Job
-from exp.harness.runner import OnStep
 from exp.harness.settings import Setting
 from exp.llm.config import STOCK
 from exp.llm.model import Model
 from exp.llm.prompts import Prompts
 from neustream.cli.arguments import RunFailed
 from neustream.driver import Ask
-from neustream.request import Request
+from neustream.records import StepRecord
 from neustream.tables import LatencyTable
 from neustream.workload import gamma_arrivals
 from vllm_patch.driver import VllmDriver
@@ -26,33 +25,8 @@ def slo_of(setting: Setting, absolute: dict[str, float] | None) -> dict[str, flo
     return absolute or {"pslo": setting["pslo"], "dslo": setting["dslo"]}
 
 
-class DriverServer:
-    """A driver in the shape of `exp.harness.serving.Server`."""
-
-    def __init__(self, driver: VllmDriver, on_step: OnStep) -> None:
-        self.driver = driver
-        self.on_step = on_step
-
-    @property
-    def num_unfinished(self) -> int:
-        return self.driver.num_unfinished
-
-    def submit(self, request_id: str, arrival: float, payload: Any) -> None:
-        self.driver.submit(Ask(request_id, arrival, payload))
-
-    def step(self) -> list[Request]:
-        record = self.driver.step()
-        if record is not None:
-            self.on_step(record.to_json())
-        return self.driver.take_ended()
-
-    def abort_all(self) -> list[Request]:
-        self.driver.abort_all("the run ended before it did")
-        return self.driver.take_ended()
-
-
 class LlmBench:
-    """Implements `exp.harness.Bench` on vLLM."""
+    """Implements `exp.harness.runner.Bench` on vLLM."""
 
     def __init__(
         self,
@@ -73,12 +47,12 @@ class LlmBench:
         self.max_tokens = max_tokens
         self.absolute_slo = absolute_slo
 
-    def jobs(self, setting: Setting) -> list[Job]:
+    def asks(self, setting: Setting) -> list[Ask]:
         """The setting's requests; arrivals and prompts depend on rate, cv and seed alone."""
         offsets = gamma_arrivals(setting["rate"], setting["cv"], self.num_requests, setting.seed)
         prompts = self.prompts.make(self.num_requests, setting.seed)
         return [
-            Job(f"{setting.index}-{i}", float(offset), (prompt, self.max_tokens))
+            Ask(f"{setting.index}-{i}", float(offset), (prompt, self.max_tokens))
             for i, (offset, prompt) in enumerate(zip(offsets, prompts, strict=True))
         ]
 
@@ -86,9 +60,9 @@ class LlmBench:
         """The engine, for one setting, with a history of its own. The SLO is the default of all requests."""
         return VllmDriver(self.engine, table=self.table, slo=slo_of(setting, self.absolute_slo))
 
-    def server(self, setting: Setting, on_step: OnStep) -> DriverServer:
-        """The driver, as the harness asks for it."""
-        return DriverServer(self.driver(setting), on_step)
+    def step_fields(self, record: StepRecord) -> Mapping[str, Any]:
+        """None beside those that the driver gives."""
+        return {}
 
 
 def load_bench(

@@ -1,85 +1,103 @@
-"""A bench without an engine: every job takes the same time, and some things can be made to go wrong."""
+"""A bench without an engine: every request takes the same time, and some things can be made to go wrong."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from exp.harness.client import Job
-from exp.harness.runner import OnStep
 from exp.harness.settings import Setting
 from neustream import Deadlines, Outcome, Request, Stage
+from neustream.driver import Ask
+from neustream.records import StepRecord
 
 
-class FakeServer:
+class FakeDriver:
     """Serves all it has in steps of `seconds`; a request ends after two steps. `on_steps[n]` is called in step n."""
 
-    def __init__(self, on_step: OnStep, seconds: float, on_steps: dict[int, Callable[[], None]]) -> None:
-        self.on_step = on_step
+    wake: float | None = None
+
+    def __init__(self, seconds: float, on_steps: dict[int, Callable[[], None]]) -> None:
         self.seconds = seconds
         self.on_steps = on_steps
         self.requests: list[Request] = []
         self.submitted: list[str] = []
+        self.ended: list[Request] = []
         self.steps = 0
+        self.is_closed = False
 
     @property
     def num_unfinished(self) -> int:
         return len(self.requests)
 
-    def submit(self, request_id: str, arrival: float, payload: Any) -> None:
-        deadlines = Deadlines(first=arrival + payload["slo"])
-        self.requests.append(Request(request_id, arrival, deadlines, (Stage("work", 2),)))
-        self.submitted.append(request_id)
+    def submit(self, ask: Ask) -> None:
+        deadlines = Deadlines(first=ask.arrival + ask.payload["slo"])
+        self.requests.append(Request(ask.request_id, ask.arrival, deadlines, (Stage("work", 2),)))
+        self.submitted.append(ask.request_id)
 
-    def step(self) -> list[Request]:
+    def step(self) -> StepRecord | None:
         start = time.time()
         self.steps += 1
         self.on_steps.get(self.steps, lambda: None)()
         time.sleep(self.seconds)
         batch = list(self.requests)
-        ended = [request for request in batch if request.advance(time.time())]
-        for request in ended:
-            request.end(time.time())
-            self.requests.remove(request)
+        for request in batch:
+            if request.advance(time.time()):
+                request.end(time.time())
+                self.requests.remove(request)
+                self.ended.append(request)
         seconds = time.time() - start
-        self.on_step(
-            {
-                "time": start,
-                "module": "work",
-                "batch_size": len(batch),
-                "seconds": seconds,
-                "schedule_seconds": seconds / 100,
-                "predicted_seconds": seconds / 2,
-            }
+        return StepRecord(
+            time=start,
+            kind="work",
+            request_ids=tuple(request.request_id for request in batch),
+            seconds=seconds,
+            decision_seconds=seconds / 200,
+            schedule_seconds=seconds / 100,
+            predicted_seconds=seconds / 2,
+            extra={"num_queued": len(batch)},
         )
+
+    def take_ended(self) -> list[Request]:
+        ended, self.ended = self.ended, []
         return ended
 
-    def abort_all(self) -> list[Request]:
-        left, self.requests = self.requests, []
-        for request in left:
-            request.end(time.time(), Outcome.ABORTED, "the run ended")
-        return left
+    def abort(self, request_id: str, reason: str = "aborted") -> None:
+        for request in [request for request in self.requests if request.request_id == request_id]:
+            self.requests.remove(request)
+            request.end(time.time(), Outcome.ABORTED, reason)
+            self.ended.append(request)
+
+    def abort_all(self, reason: str = "aborted") -> None:
+        for request in list(self.requests):
+            self.abort(request.request_id, reason)
+
+    def close(self) -> None:
+        self.abort_all()
+        self.is_closed = True
 
 
 class FakeBench:
-    """`num_jobs` jobs at the setting's rate, evenly spaced; every second one has an SLO that cannot be met."""
+    """`num_asks` asks at the setting's rate, evenly spaced; every second one has an SLO that cannot be met."""
 
-    def __init__(self, num_jobs: int = 10, seconds: float = 0.002, **on_steps: Callable[[], None]) -> None:
-        self.num_jobs = num_jobs
+    def __init__(self, num_asks: int = 10, seconds: float = 0.002, **on_steps: Callable[[], None]) -> None:
+        self.num_asks = num_asks
         self.seconds = seconds
         self.on_steps = {int(name.removeprefix("step")): action for name, action in on_steps.items()}
-        self.servers: list[FakeServer] = []
+        self.drivers: list[FakeDriver] = []
 
-    def jobs(self, setting: Setting) -> list[Job]:
+    def asks(self, setting: Setting) -> list[Ask]:
         slos = (10.0, 1e-6)
-        return [Job(f"r{i}", i / setting["rate"], {"slo": slos[i % 2]}) for i in range(self.num_jobs)]
+        return [Ask(f"r{i}", i / setting["rate"], {"slo": slos[i % 2]}) for i in range(self.num_asks)]
 
-    def server(self, setting: Setting, on_step: OnStep) -> FakeServer:
-        self.servers.append(FakeServer(on_step, self.seconds, self.on_steps))
-        return self.servers[-1]
+    def driver(self, setting: Setting) -> FakeDriver:
+        self.drivers.append(FakeDriver(self.seconds, self.on_steps))
+        return self.drivers[-1]
+
+    def step_fields(self, record: StepRecord) -> Mapping[str, Any]:
+        return {"own_name": record.batch_size}
 
 
 def send_signal(number: int = signal.SIGINT) -> None:

@@ -8,35 +8,42 @@ import time
 
 import pytest
 
-from exp.harness.client import Client, ClientDied, Job, Sent
+from exp.harness.client import Client, ClientDied
+from neustream.driver import Ask
 
 
-def receive_all(client: Client) -> list[Sent]:
-    sent: list[Sent] = []
+def receive_all(client: Client) -> list[Ask]:
+    sent: list[Ask] = []
     while not client.is_done:
         sent += client.receive(1.0)
     return sent
 
 
-def test_sends_every_job_at_its_time_in_order() -> None:
-    jobs = [Job(f"r{i}", 0.02 * i, [i] * 3) for i in range(8)]
-    with Client(jobs) as client:
+def test_sends_every_ask_at_its_time_in_order() -> None:
+    asks = [Ask(f"r{i}", 0.02 * i, [i] * 3, {"slo_scale": 2.0}) for i in range(8)]
+    with Client(asks) as client:
         origin = client.start()
         sent = receive_all(client)
-    assert [(item.request_id, item.payload) for item in sent] == [(job.request_id, job.payload) for job in jobs]
-    assert all(item.arrival >= origin + job.offset for item, job in zip(sent, jobs, strict=True))
+    assert [ask._replace(arrival=0.0) for ask in sent] == [ask._replace(arrival=0.0) for ask in asks]
+    assert all(one.arrival >= origin + ask.arrival for one, ask in zip(sent, asks, strict=True))
 
 
-def test_a_busy_receiver_does_not_delay_the_stamps() -> None:
-    with Client([Job("a", 0.0, None), Job("b", 0.05, None)]) as client:
-        client.start()
-        time.sleep(1.0)
+def test_a_receiver_that_is_busy_for_seconds_does_not_delay_the_stamps() -> None:
+    """1000 prompts of 400 tokens a second fill a pipe within a tenth of a second."""
+    prompt = list(range(1000, 1400))
+    asks = [Ask(f"r{i}", 0.001 * i, (prompt, 128)) for i in range(2000)]
+    with Client(asks) as client:
+        origin = client.start()
+        time.sleep(3.0)
         awake = time.time()
-        assert all(item.arrival < awake for item in receive_all(client))
+        sent = receive_all(client)
+    assert [ask.request_id for ask in sent] == [ask.request_id for ask in asks]
+    assert all(ask.arrival < awake for ask in sent)
+    assert max(one.arrival - origin - ask.arrival for one, ask in zip(sent, asks, strict=True)) < 0.5
 
 
 def test_a_killed_client_is_noticed() -> None:
-    with Client([Job("a", 60.0, None)]) as client:
+    with Client([Ask("a", 60.0, None)]) as client:
         client.start()
         os.kill(client.pid or 0, signal.SIGKILL)
         with pytest.raises(ClientDied, match="exit code -9"):
@@ -44,7 +51,7 @@ def test_a_killed_client_is_noticed() -> None:
 
 
 def test_leaving_early_ends_the_process() -> None:
-    with Client([Job("a", 60.0, None)]) as client:
+    with Client([Ask("a", 60.0, None)]) as client:
         client.start()
         pid = client.pid or 0
     with pytest.raises(ProcessLookupError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,24 @@ def test_runs_of_the_same_second_get_different_names(tmp_path: Path) -> None:
             paths.add(folder.path)
     assert len(paths) == 3
     assert all("-fcfs-opt-125m" in path.name for path in paths)
+
+
+def test_runs_that_start_at_the_same_moment_do_not_share_a_folder(tmp_path: Path) -> None:
+    """Each sees no folder of its name yet; only one can make it."""
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: create_run_folder(None, "fcfs", "opt-125m", runs=tmp_path), range(40)))
+        assert len({folder.path for folder in folders}) == 40
+
+        def named(_: int) -> bool:
+            try:
+                folders.append(create_run_folder("mine", "fcfs", "opt-125m", runs=tmp_path))
+            except BadInput:
+                return False
+            return True
+
+        assert sum(pool.map(named, range(40))) == 1
+    for folder in folders:
+        folder.close()
 
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:

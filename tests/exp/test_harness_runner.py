@@ -53,12 +53,20 @@ def test_the_summary_agrees_with_the_steps(tmp_path: Path) -> None:
     row = summary(tmp_path)["settings"][0]
     assert row["steps"] == len(steps)
     assert row["step_seconds"] == pytest.approx(sum(step["seconds"] for step in steps))
-    assert row["schedule_share"] == row["scheduler_share"] == pytest.approx(0.01)
+    assert row["decision_share"] == row["schedule_share"] == pytest.approx(0.005)
+    assert row["scheduler_share"] == pytest.approx(0.01)
     assert row["prediction_error"] == pytest.approx(0.5)
     assert row["slowdown"] == pytest.approx(2.0)
     assert row["load"] == 5.0
     assert row["waited_share"] >= 0
     assert all(0 <= step["time"] < 10 for step in steps)
+    assert all(step["own_name"] == step["num_queued"] == step["batch_size"] for step in steps)
+
+
+def test_every_setting_has_a_driver_of_its_own_which_is_closed_after_it(tmp_path: Path) -> None:
+    bench = FakeBench(4)
+    run(bench, tmp_path, rates=(500.0, 1000.0, 2000.0))
+    assert [(driver.is_closed, len(driver.submitted)) for driver in bench.drivers] == [(True, 4)] * 3
 
 
 def test_prints_a_row_per_setting_and_says_where_times_were_taken(
@@ -90,9 +98,9 @@ def test_the_max_log_keeps_the_best_repeat_of_each_setting(tmp_path: Path) -> No
 def test_an_interrupt_writes_what_there_is(tmp_path: Path, number: signal.Signals, code: int) -> None:
     bench = FakeBench(10, step3=lambda: send_signal(number))
     assert run(bench, tmp_path, rates=(200.0, 300.0)) == code
-    assert len(bench.servers) == 1, "no further setting was begun"
+    assert len(bench.drivers) == 1, "no further setting was begun"
     ended = lines(tmp_path, "requests.jsonl")
-    assert sorted(line["id"] for line in ended) == sorted(bench.servers[0].submitted)
+    assert sorted(line["id"] for line in ended) == sorted(bench.drivers[0].submitted)
     assert 0 < len(ended) < 10
     result = summary(tmp_path)
     assert result["complete"] is False
@@ -113,7 +121,7 @@ def test_a_dead_client_ends_the_run_with_one_line(
     bench = FakeBench(100, step3=lambda: os.kill(clients[0].pid or 0, signal.SIGKILL))
     assert run(bench, tmp_path, rates=(100.0,)) == 1
     assert "the client process ended early (exit code -9)" in capsys.readouterr().err
-    assert len(lines(tmp_path, "requests.jsonl")) == len(bench.servers[0].submitted) > 0
+    assert len(lines(tmp_path, "requests.jsonl")) == len(bench.drivers[0].submitted) > 0
     assert summary(tmp_path)["complete"] is False
 
 

@@ -67,17 +67,17 @@ def test_a_policys_engine_gets_the_slo_and_stock_vllm_does_not(tmp_path: Path) -
 
 def test_every_policy_is_sent_the_same_requests() -> None:
     setting = sweep(AXES)[0]
-    jobs = bench(FakeVllm()).jobs(setting)
-    assert jobs == bench(FakeVllm(), "vllm").jobs(setting)
-    assert [job.offset for job in jobs] == sorted(job.offset for job in jobs)
-    assert jobs != bench(FakeVllm()).jobs(sweep(AXES, seed=1)[0])
+    asks = bench(FakeVllm()).asks(setting)
+    assert asks == bench(FakeVllm(), "vllm").asks(setting)
+    assert [ask.arrival for ask in asks] == sorted(ask.arrival for ask in asks)
+    assert asks != bench(FakeVllm()).asks(sweep(AXES, seed=1)[0])
 
 
 def test_arrivals_are_scaled_by_the_rate_and_prompts_are_the_same() -> None:
     slow, fast = sweep({**AXES, "rate": (1.0, 2.0)})
-    pairs = list(zip(bench(FakeVllm()).jobs(slow), bench(FakeVllm()).jobs(fast), strict=True))
+    pairs = list(zip(bench(FakeVllm()).asks(slow), bench(FakeVllm()).asks(fast), strict=True))
     assert [one.payload for one, _ in pairs] == [other.payload for _, other in pairs]
-    assert [one.offset for one, _ in pairs] == pytest.approx([2 * other.offset for _, other in pairs])
+    assert [one.arrival for one, _ in pairs] == pytest.approx([2 * other.arrival for _, other in pairs])
 
 
 def test_an_interrupt_frees_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
