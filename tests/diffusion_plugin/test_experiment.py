@@ -89,11 +89,11 @@ def test_both_policies_get_the_same_requests(dit: Pipeline) -> None:
         DiffusionBench(dit, flat_table(dit), policy=policy, num_requests=500, steps=(200, 250))
         for policy in ("neustream", "clockwork")
     ]
-    jobs, same = (bench.jobs(setting) for bench in benches)
-    assert jobs == same
-    assert [job.payload[1] for job in jobs] == np.random.RandomState(0).randint(200, 250, 500).tolist()
-    asked = benches[0].request(setting, *jobs[7][::2])
-    assert (asked.steps, asked.seed, asked.slo_scale, asked.class_label) == (jobs[7].payload[1], 7, 3.0, 7)
+    asks, same = (bench.asks(setting) for bench in benches)
+    assert asks == same
+    assert [ask.payload[1] for ask in asks] == np.random.RandomState(0).randint(200, 250, 500).tolist()
+    asked = benches[0].request(setting, asks[7].request_id, asks[7].payload)
+    assert (asked.steps, asked.seed, asked.slo_scale, asked.class_label) == (asks[7].payload[1], 7, 3.0, 7)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from diffusion_plugin import ImageRequest, Server, load_pipeline, quick_table, s
 from diffusion_plugin.engine import Engine
 from diffusion_plugin.pipelines.base import Pipeline
 from exp.harness.client import Client, ClientDied
-from exp.harness.client import Job as Message
 from neustream import Outcome, StepPlan
+from neustream.driver import Ask
 from neustream.policies import make_policy
 
 
@@ -142,7 +142,7 @@ def pump(engine: Engine, client: Client) -> None:
 def test_the_client_sends_from_its_own_process(dit: Pipeline) -> None:
     engine = make_engine(dit)
     payloads = [{"steps": 3 + i, "seed": i, "class_label": i} for i in range(4)]
-    with Client([Message(f"m{i}", 0.01 * i, payload) for i, payload in enumerate(payloads)]) as client:
+    with Client([Ask(f"m{i}", 0.01 * i, payload) for i, payload in enumerate(payloads)]) as client:
         assert client.pid != os.getpid()
         client.start()
         pump(engine, client)
@@ -153,8 +153,8 @@ def test_the_client_sends_from_its_own_process(dit: Pipeline) -> None:
 
 def test_when_the_client_dies_its_requests_can_be_withdrawn_and_their_slots_are_free(dit: Pipeline) -> None:
     engine = make_engine(dit)
-    messages = [Message(f"m{i}", 0.0, {"steps": 1000, "class_label": i}) for i in range(4)]
-    messages.append(Message("never sent", 3600.0, {}))
+    messages = [Ask(f"m{i}", 0.0, {"steps": 1000, "class_label": i}) for i in range(4)]
+    messages.append(Ask("never sent", 3600.0, {}))
     with Client(messages) as client:
         client.start()
         while engine.num_unfinished < 4:
