@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from exp.harness.folder import RunFolder
 from neustream.records import RequestRecord, StepRecord
 from neustream.request import Request
-
-StepFields = Callable[[StepRecord], Mapping[str, Any]]
-"""Columns of `steps.jsonl` that only one kind of model has, beside the common ones."""
 
 
 class StepTotals:
@@ -66,17 +62,15 @@ class StepTotals:
 class Recorder:
     """Writes a setting's lines of `steps.jsonl` and `requests.jsonl`, times in seconds since `origin`. An observer."""
 
-    def __init__(self, folder: RunFolder, setting: int, step_fields: StepFields) -> None:
+    def __init__(self, folder: RunFolder, setting: int) -> None:
         self.folder = folder
         self.setting = setting
-        self.step_fields = step_fields
         self.origin = 0.0
         """The driver's clock at the start of the setting."""
 
     def on_step(self, record: StepRecord) -> None:
-        """Write the step's line: the common columns, then those of its kind of model."""
-        line = {"setting": self.setting, **record.to_json(origin=self.origin), **self.step_fields(record)}
-        self.folder.steps.write(line)
+        """Write the step's line: the columns that all drivers have, then those of this one."""
+        self.folder.steps.write({"setting": self.setting, **record.to_json(origin=self.origin)})
 
     def on_end(self, request: Request) -> None:
         """Write the request's line."""

@@ -20,7 +20,6 @@ from neustream.cli.disturbance import waited_seconds
 from neustream.cli.report import Column, format_table
 from neustream.driver import Ask, Driver, Observers
 from neustream.goodput import GoodputCounter
-from neustream.records import StepRecord
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -36,17 +35,13 @@ class Bench(Protocol):
         """A driver for one setting: idle, and without a memory of the settings before."""
         ...
 
-    def step_fields(self, record: StepRecord) -> Mapping[str, Any]:
-        """What `steps.jsonl` says of a step beside the columns that all drivers have."""
-        ...
-
 
 def measure(
     bench: Bench, setting: Setting, num_settings: int, folder: RunFolder, interrupt: Interrupt, row: dict[str, Any]
 ) -> None:
     """Serve one setting and fill in `row`, as far as it came also when an error is raised."""
     counter, totals = GoodputCounter(), StepTotals()
-    recorder = Recorder(folder, setting.index, bench.step_fields)
+    recorder = Recorder(folder, setting.index)
     asks = bench.asks(setting)
     due = {ask.request_id: ask.arrival for ask in asks}
     lag = 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from exp.llm.model import Model
 from exp.llm.prompts import Prompts
 from neustream.cli.arguments import RunFailed
 from neustream.driver import Ask
-from neustream.records import StepRecord
 from neustream.tables import LatencyTable
 from neustream.workload import gamma_arrivals
 from vllm_patch.driver import VllmDriver
@@ -59,10 +57,6 @@ class LlmBench:
     def driver(self, setting: Setting) -> VllmDriver:
         """The engine, for one setting, with a history of its own. The SLO is the default of all requests."""
         return VllmDriver(self.engine, table=self.table, slo=slo_of(setting, self.absolute_slo))
-
-    def step_fields(self, record: StepRecord) -> Mapping[str, Any]:
-        """None beside those that the driver gives."""
-        return {}
 
 
 def load_bench(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from exp.harness.settings import Setting
 from neustream import Deadlines, Outcome, Request, Stage
@@ -95,9 +94,6 @@ class FakeBench:
     def driver(self, setting: Setting) -> FakeDriver:
         self.drivers.append(FakeDriver(self.seconds, self.on_steps))
         return self.drivers[-1]
-
-    def step_fields(self, record: StepRecord) -> Mapping[str, Any]:
-        return {"own_name": record.batch_size}
 
 
 def send_signal(number: int = signal.SIGINT) -> None:
