@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from .conftest import Machine
+from .conftest import ROOT, Machine
 
 
 def refusal(machine: Machine, *arguments: str, **environment: str) -> str:
@@ -27,6 +28,18 @@ def test_help_names_every_option(machine: Machine) -> None:
     assert result.stderr == ""
     for option in ("--cpu", "--cuda", "--venv DIR", "--help"):
         assert option in result.stdout
+
+
+def test_help_knows_every_flag_that_the_pages_use(machine: Machine) -> None:
+    known = set(re.findall(r"--[a-z]+", machine.run("--help").stdout))
+    used = {
+        flag
+        for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+        for arguments in re.findall(r"install\.sh((?: --[a-z]+(?: [A-Z]+)?)+)", page.read_text())
+        for flag in arguments.split()
+        if flag.startswith("--")
+    }
+    assert {"--cuda", "--help"} <= used <= known
 
 
 def test_unknown_argument(machine: Machine) -> None:
