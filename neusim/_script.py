@@ -31,12 +31,17 @@ def prepare(script: str) -> None:
     others = [entry for entry in sys.path if os.path.realpath(entry or ".") not in (folder, ROOT)]
     sys.path[:] = [ROOT, *others]
     name = os.path.basename(script)
+    if name == "__main__.py":
+        name = os.path.relpath(folder, ROOT).replace(os.sep, ".")
     if sys.version_info < OLDEST:
         go_on_in_environment(name, f"is older than Python {OLDEST[0]}.{OLDEST[1]}")
 
+    process = os.getpid()
+
     def handle(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, ModuleNotFoundError) and error.name and not _is_ours(error.name):
-            go_on_in_environment(name, f"has no module {error.name.partition('.')[0]}")
+        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if missing and not _is_ours(missing) and os.getpid() == process:  # else it is a process that was forked off
+            go_on_in_environment(name, f"has no module {missing}")
         sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = handle
@@ -63,9 +68,8 @@ def go_on_in_environment(name: str, reason: str) -> NoReturn:
 
 
 def _is_ours(module: str) -> bool:
-    """Whether a module is the checkout's: that it is missing is a fault of ours, not of the Python that runs."""
-    first = os.path.join(ROOT, module.partition(".")[0])
-    return os.path.exists(first) or os.path.exists(f"{first}.py")
+    """Whether a module is the checkout's: that a part of it is missing is no fault of the Python that runs."""
+    return os.path.isdir(os.path.join(ROOT, module))
 
 
 def _command_line() -> list[str]:

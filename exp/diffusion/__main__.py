@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":  # neusim/_script.py says why
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
+    from neusim._script import prepare
+
+    prepare(__file__)
+
 import argparse
 import gc
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

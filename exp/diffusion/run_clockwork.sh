@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Serve image requests on the diffusion engine with the clockwork policy, and print their goodput. --help lists the flags.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-bash install.sh
-exec .venv/bin/python -m exp.diffusion --policy clockwork "$@"
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+bash "$root/install.sh"
+exec "$root/.venv/bin/python" -m exp.diffusion --policy clockwork "$@"

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
+
+if __name__ == "__main__":  # neusim/_script.py says why
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
+    from neusim._script import prepare
+
+    prepare(__file__)
+
+import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -20,7 +20,9 @@ SCRIPTS = [
     "neusim/validate.py",
     "bench/decision_cost.py",
     "bench/diffusion_step.py",
+    "exp/compare.py",
 ]
+MODULES = ["neusim.simulate", "exp.llm", "exp.diffusion", "exp.figures", "exp.compare"]
 PACKAGES = ("neustream", "neusim", "diffusion_plugin", "exp", "vllm_patch", "bench")
 
 
@@ -68,6 +70,23 @@ def test_a_plain_python_goes_on_with_that_of_the_environment(clone: Path, bare: 
     assert "usage: " in result.stdout
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_programs_that_are_started_as_modules_go_on_too(clone: Path, bare: Path, module: str) -> None:
+    make_environment(clone / ".venv", is_complete=True)
+    result = run(bare, "-m", module, "--help", cwd=clone)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "usage: " in result.stdout
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_without_an_environment_say_how_to_make_it(clone: Path, bare: Path, module: str) -> None:
+    result = run(bare, "-m", module, "--help", cwd=clone)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    name = f"{module.partition('.')[2]}.py" if module in ("exp.compare", "neusim.simulate") else module
+    assert line.startswith(f"{name}: {bare} has no module ")
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_without_an_environment_one_line_says_how_to_make_it(clone: Path, bare: Path, script: str) -> None:
     result = run(bare, clone / script, "--help", cwd=clone.parent)
@@ -82,12 +101,6 @@ def test_arguments_arrive_as_they_were(clone: Path, bare: Path) -> None:
     result = run(bare, "neusim/estimate.py", "--model", "a b  'c'", "--device", "a6000", cwd=clone)
     assert result.returncode == 2
     assert "a b  'c'" in result.stderr
-
-
-def test_as_a_module_it_goes_on_too(clone: Path, bare: Path) -> None:
-    make_environment(clone / ".venv", is_complete=True)
-    result = run(bare, "-m", "neusim.simulate", "--help", cwd=clone)
-    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_an_environment_that_lacks_something_is_not_started_twice(clone: Path, bare: Path) -> None:
@@ -142,6 +155,27 @@ def test_a_missing_part_of_the_checkout_is_no_matter_of_the_environment(clone: P
     result = run(bare, "neusim/simulate.py", "--help", cwd=clone)
     assert result.returncode == 1
     assert result.stderr.endswith("ModuleNotFoundError: No module named 'neusim.sim.device'\n")
+
+
+SHELL_SCRIPTS = [path.relative_to(ROOT) for path in sorted(ROOT.glob("exp/**/*.sh"))]
+
+
+@pytest.mark.parametrize("script", SHELL_SCRIPTS, ids=str)
+def test_a_shell_script_stays_in_the_users_folder(tmp_path: Path, script: Path) -> None:
+    root = tmp_path / "my clone"
+    (root / script).parent.mkdir(parents=True)
+    shutil.copy(ROOT / script, root / script)
+    (root / "install.sh").touch()
+    (root / ".venv/bin").mkdir(parents=True)
+    python = root / ".venv/bin/python"
+    python.write_text('#!/bin/sh\npwd\nprintf "%s|" "$@"\n')
+    python.chmod(0o755)
+    result = run("bash", root / script, "--out", "my runs", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    folder, arguments = result.stdout.splitlines()
+    assert folder == str(tmp_path)
+    assert arguments.startswith("-m|exp.")
+    assert arguments.endswith("|--out|my runs|")
 
 
 def test_an_older_python_is_told_what_is_needed(clone: Path) -> None:
