@@ -11,6 +11,7 @@ CACHE=$ROOT/.cache
 LOG=$CACHE/install.log
 VLLM=0.5.4
 WORK="" # a folder for what is not finished yet, once the lock is ours
+SCRATCH="" # one for temporary files, where the user wants them: pip leaves its downloads there when it is ended
 exec 4>&2 # what the user must see; inside a stage, 2 goes to the log
 
 usage() {
@@ -325,10 +326,13 @@ take_locks() { # two clones may build one environment
     lock 8 "$VENV"
     rm -rf "$CACHE"/tmp.* # of a run that was killed
     WORK=$(mktemp -d "$CACHE/tmp.XXXXXX")
-    trap 'rm -rf "$WORK"' EXIT
+    trap 'rm -rf "$WORK" "$SCRATCH"' EXIT
     trap 'interrupt 129' HUP
     trap 'interrupt 130' INT
     trap 'interrupt 143' TERM
+    local temporary=${TMPDIR:-/tmp}
+    SCRATCH=$(mktemp -d "$temporary/neustream-install.XXXXXX" 2>/dev/null) || refuse "cannot write to $temporary (TMPDIR)"
+    export TMPDIR=$SCRATCH
 }
 
 interrupt() { # $1: exit code. Ends the stage under way, all its processes, before its files are removed.

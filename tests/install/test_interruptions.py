@@ -83,10 +83,13 @@ def test_two_clones_build_one_environment_one_after_the_other(machine: Machine, 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_to_the_script_alone_ends_the_stage_at_once(machine: Machine, number: int, code: int) -> None:
-    process = machine.start(HANG="pip wheel")
+    downloads = machine.repo / "my downloads"
+    downloads.mkdir()
+    process = machine.start(HANG="pip wheel", TMPDIR=str(downloads))
     wait_for_call(machine, process, "pip wheel")
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=15)  # the stage would take 20 s
+    assert list(downloads.iterdir()) == []
     assert process.returncode == code
     assert err.splitlines()[-1] == "install.sh: interrupted; run it again to go on from here"
     assert list((machine.repo / ".cache").glob("tmp.*")) == []

@@ -156,6 +156,14 @@ def test_a_disk_of_its_own_that_pip_downloads_to_is_looked_at_too(machine: Machi
     )
 
 
+def test_a_folder_for_temporary_files_that_is_not_there(machine: Machine) -> None:
+    result = machine.run(TMPDIR=str(machine.repo / "nowhere"))
+    assert result.returncode == 2
+    assert result.stderr == f"install.sh: cannot write to {machine.repo}/nowhere (TMPDIR)\n"
+    assert machine.take_calls() == []
+    assert list((machine.repo / ".cache").glob("tmp.*")) == []
+
+
 def test_a_cache_that_pip_does_not_keep_takes_no_disk(machine: Machine) -> None:
     machine.fake("df", "echo header; echo /dev/disk 100000 1 3900 1% /")
     assert machine.run(PIP_NO_CACHE_DIR="1", PIP_CACHE_DIR=str(machine.repo)).returncode == 0
