@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from diffusion_plugin.build import load_pipeline, set_threads
 from diffusion_plugin.engine import Engine
+from diffusion_plugin.measure import ModuleTimer
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, to_pil
+from exp.diffusion.config import ImageOptions
 from exp.harness.settings import Setting
 from neustream import LatencyTable, Request
+from neustream.cli.arguments import BadInput
 from neustream.driver import Ask
 from neustream.records import StepRecord
 from neustream.workload import gamma_arrivals, step_counts
 
 
+@dataclass(frozen=True, slots=True)
 class DiffusionBench:
     """Implements `exp.harness.runner.Bench` on one loaded pipeline."""
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        table: LatencyTable,
-        *,
-        policy: str,
-        num_requests: int,
-        steps: tuple[int, int],
-        schedule: str | None = None,
-        image: Path | None = None,
-        save_images: Path | None = None,
-    ) -> None:
-        self.pipeline = pipeline
-        self.table = table
-        self.policy = policy
-        self.num_requests = num_requests
-        self.steps = steps
-        self.schedule = schedule
-        self.image = image
-        self.save_images = save_images
+    pipeline: Pipeline
+    table: LatencyTable
+    policy: str
+    num_requests: int
+    steps: tuple[int, int]
+    """Denoising steps of a request: the lowest, and one past the highest."""
+    schedule: str | None = None
+    image: Path | None = None
+    save_images: Path | None = None
 
     def asks(self, setting: Setting) -> list[Ask]:
         """The setting's requests: arrivals by rate, cv and seed, step counts by seed; the same for every policy."""
@@ -133,6 +129,33 @@ class DiffusionDriver:
             image = self.engine.result(request.request_id).image
             if image is not None and self._writer is not None and folder is not None:
                 self._written.append(self._writer.submit(_save, image, folder / f"{request.request_id}.png"))
+
+
+def load_bench(options: ImageOptions, table: LatencyTable, num_requests: int) -> DiffusionBench:
+    """Load the pipeline and warm it up. Raises BadInput for weights that do not fit."""
+    common = options.common
+    assert common.dtype is not None
+    try:
+        set_threads(options.spec, common.device)
+        dtype = getattr(torch, common.dtype)
+        pipeline = load_pipeline(
+            common.model, weights=options.weights, device=common.device, dtype=dtype, seed=common.seed
+        )
+        ModuleTimer(pipeline).warm_up()
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    gc.collect()
+    gc.freeze()  # what is loaded stays: later collections need not walk it, which takes many steps' time
+    return DiffusionBench(
+        pipeline,
+        table,
+        policy=common.policy,
+        num_requests=num_requests,
+        steps=options.steps,
+        schedule=options.schedule,
+        image=options.image,
+        save_images=options.save_images,
+    )
 
 
 def artifact_fields(record: StepRecord) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""The LLM bench: an engine, loaded once, and the jobs of each setting."""
+"""The LLM bench: an engine, loaded once, the requests of each setting, and a driver for it."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from exp.harness.settings import Setting
-from exp.llm.config import STOCK
-from exp.llm.model import Model
+from exp.llm.config import STOCK, LlmOptions
 from exp.llm.prompts import Prompts
 from neustream.cli.arguments import RunFailed
 from neustream.driver import Ask
@@ -18,32 +18,21 @@ from vllm_patch.driver import VllmDriver
 from vllm_patch.engine import EngineUnavailable, load_engine, warm_up
 
 
-def slo_of(setting: Setting, absolute: dict[str, float] | None) -> dict[str, float]:
+def slo_of(setting: Setting, absolute: Mapping[str, float] | None) -> Mapping[str, float]:
     """The SLO of a setting's requests in its outside form; one object for the engine and the accounting."""
     return absolute or {"pslo": setting["pslo"], "dslo": setting["dslo"]}
 
 
+@dataclass(frozen=True, slots=True)
 class LlmBench:
     """Implements `exp.harness.runner.Bench` on vLLM."""
 
-    def __init__(
-        self,
-        engine: Any,
-        table: LatencyTable,
-        prompts: Prompts,
-        *,
-        policy: str,
-        num_requests: int,
-        max_tokens: int,
-        absolute_slo: dict[str, float] | None,
-    ) -> None:
-        self.engine = engine
-        self.table = table
-        self.prompts = prompts
-        self.policy = policy
-        self.num_requests = num_requests
-        self.max_tokens = max_tokens
-        self.absolute_slo = absolute_slo
+    engine: Any
+    table: LatencyTable
+    prompts: Prompts
+    num_requests: int
+    max_tokens: int
+    absolute_slo: Mapping[str, float] | None = None
 
     def asks(self, setting: Setting) -> list[Ask]:
         """The setting's requests; arrivals and prompts depend on rate, cv and seed alone."""
@@ -59,31 +48,22 @@ class LlmBench:
         return VllmDriver(self.engine, table=self.table, slo=slo_of(setting, self.absolute_slo))
 
 
-def load_bench(
-    options: argparse.Namespace, model: Model, table: LatencyTable, table_file: Path, prompts: Prompts
-) -> LlmBench:
+def load_bench(options: LlmOptions, table: LatencyTable, table_file: Path, num_requests: int) -> LlmBench:
     """Load the model and warm it up. Raises RunFailed where no engine can be loaded."""
-    policy = None if options.policy == STOCK else {"policy": options.policy, "table": str(table_file)}
+    common = options.common
+    policy = None if common.policy == STOCK else {"policy": common.policy, "table": str(table_file)}
     try:
-        with model.engine_folder() as folder:
+        with options.served.engine_folder() as folder:
             engine = load_engine(
                 folder,
-                device=options.device,
-                dtype=options.dtype,
+                device=common.device,
+                dtype=common.dtype or "auto",
                 tensor_parallel=options.tp,
-                seed=options.seed,
-                has_weights=model.has_weights,
+                seed=common.seed,
+                has_weights=options.served.has_weights,
                 step_policy=policy,
             )
     except EngineUnavailable as error:
         raise RunFailed(str(error)) from error
-    warm_up(engine, prompts.make(1, options.seed)[0])
-    return LlmBench(
-        engine,
-        table,
-        prompts,
-        policy=options.policy,
-        num_requests=options.requests,
-        max_tokens=options.max_tokens,
-        absolute_slo=options.absolute_slo,
-    )
+    warm_up(engine, options.prompts.make(1, common.seed)[0])
+    return LlmBench(engine, table, options.prompts, num_requests, options.max_tokens, options.absolute_slo)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from exp.harness.options import add_common_arguments, check_policy, resolve_cv, resolve_device
-from exp.harness.settings import LOADS
-from exp.llm.model import Model
+from exp.harness.options import Options, add_common_arguments, check_policy, chosen_device, common_options
+from exp.llm.model import Model, resolve_model
+from exp.llm.prompts import Prompts, read_prompts
 from neustream.catalog.machine import check_tensor_parallel
-from neustream.cli.arguments import BadInput, Parser, at_least, numbers, parse_goodput, whole
-from neustream.slo import parse_slo
+from neustream.cli.arguments import BadInput, at_least, numbers, parse_goodput, whole
+from neustream.latency import Shape
+from neustream.route import DECODE
+from neustream.slo import MS_PER_S, parse_slo
+from neustream.tables import LatencyTable, table_name
 from vllm_patch.engine import EngineUnavailable, check_device
 
 STOCK = "vllm"
@@ -20,21 +25,39 @@ CHUNKING = ("chunked",)
 PSLO = (3.0,)
 DSLO = (1.5,)
 MAX_TOKENS = {"cpu": 128, "cuda": 300}
-GPU_REQUESTS = 500
-CPU_SECONDS = 150.0
-"""How long the default rates may take together on a CPU; the number of requests follows from it."""
-LEAST_REQUESTS = 30
-QUICK_REQUESTS, QUICK_TOKENS = 20, 16
+QUICK_TOKENS = 16
 
 
-def make_parser() -> Parser:
-    """The flags of `python -m exp.llm`."""
-    parser = Parser(
-        prog="exp.llm",
-        description="Serve a workload on vLLM under SLOs and print its goodput.",
-        epilog=f"--policy {STOCK} is stock vLLM: no policy, SLOs are only measured. docs/experiments.md says more.",
-    )
+@dataclass(frozen=True, slots=True)
+class LlmOptions(Options):
+    """What an LLM experiment runs."""
+
+    served: Model
+    prompts: Prompts
+    tp: int
+    pslo: tuple[float, ...]
+    dslo: tuple[float, ...]
+    absolute_slo: Mapping[str, float] | None
+    """An SLO in milliseconds (the outside form of `parse_slo`) that takes the place of the scales."""
+    max_tokens: int
+
+    @property
+    def table_name(self) -> str:
+        return table_name(self.common.model, self.tp)
+
+    @property
+    def tensor_parallel(self) -> int:
+        return self.tp
+
+    @property
+    def profiled(self) -> str:
+        return str(self.served.folder or self.served.name)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `python -m exp.llm`."""
     add_common_arguments(parser, model="opt-125m", policy="neustream")
+    parser.set_defaults(model="opt-125m")
     parser.add_argument("--tp", type=whole(1), default=1, metavar="N", help="tensor parallelism (default 1)")
     parser.add_argument(
         "--pslo", type=numbers(at_least(1)), metavar="S,…", help="first token due by S × prefill alone (default 3)"
@@ -50,61 +73,72 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--max-tokens", type=whole(1), metavar="N", help="tokens that each request generates")
     parser.add_argument("--dataset", type=Path, metavar="FILE", help="a ShareGPT JSON file to take the prompts from")
-    return parser
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Fill in what depends on the machine and check what needs no model. Raises BadInput."""
-    check_policy(options.policy, "llm", extra=[STOCK])
-    if options.policy in CHUNKING:
-        raise BadInput(f"policy {options.policy!r} splits prompts over steps, which vLLM 0.5.4 cannot: simulate it")
-    options.cv = resolve_cv(options)
-    options.absolute_slo = None
-    if options.goodput:
-        if options.pslo or options.dslo:
-            raise BadInput("--goodput states absolute SLOs: give it or --pslo and --dslo, not both")
-        options.absolute_slo = parse_goodput(options.goodput)
-        try:
-            parse_slo(options.absolute_slo)
-        except ValueError as error:
-            raise BadInput(f"--goodput: {error}") from error
-    options.pslo = options.pslo or PSLO
-    options.dslo = options.dslo or DSLO
-    resolve_device(options)
+def make_options(given: argparse.Namespace) -> LlmOptions:
+    """Check the command line and fill in what depends on the machine. Raises BadInput."""
+    check_policy(given.policy, "llm", extra=[STOCK])
+    if given.policy in CHUNKING:
+        raise BadInput(f"policy {given.policy!r} splits prompts over steps, which vLLM 0.5.4 cannot: simulate it")
+    absolute_slo = _absolute_slo(given)
+    device = chosen_device(given.device)
+    served = resolve_model(given.model)
+    options = LlmOptions(
+        common=common_options(given, device=device, model=served.name),
+        served=served,
+        prompts=read_prompts(given.dataset, served),
+        tp=given.tp,
+        pslo=given.pslo or PSLO,
+        dslo=given.dslo or DSLO,
+        absolute_slo=absolute_slo,
+        max_tokens=given.max_tokens or (QUICK_TOKENS if given.quick else MAX_TOKENS[device]),
+    )
+    _check_fits(options)
+    return options
+
+
+def _absolute_slo(given: argparse.Namespace) -> Mapping[str, float] | None:
+    if not given.goodput:
+        return None
+    if given.pslo or given.dslo:
+        raise BadInput("--goodput states absolute SLOs: give it or --pslo and --dslo, not both")
+    slo = parse_goodput(given.goodput)
     try:
-        check_device(options.device)
-    except EngineUnavailable as error:
-        raise BadInput(str(error)) from error
-    options.max_tokens = options.max_tokens or (QUICK_TOKENS if options.quick else MAX_TOKENS[options.device])
-
-
-def default_requests(options: argparse.Namespace, capacity: float) -> int:
-    """Requests per setting: the paper's 500 on a GPU; on a CPU what the default rates get through in a few minutes."""
-    if options.quick:
-        return QUICK_REQUESTS
-    if options.device != "cpu":
-        return GPU_REQUESTS
-    count = int(CPU_SECONDS * capacity / sum(1 / load for load in LOADS))
-    return min(max(count, LEAST_REQUESTS), GPU_REQUESTS)
-
-
-def check_model(model: Model, options: argparse.Namespace, longest_prompt: int) -> None:
-    """Raises BadInput if the device cannot run the model so, or a request would run past its last position."""
-    try:
-        check_tensor_parallel(model.shape, options.tp, options.device)
+        parse_slo(slo)
     except ValueError as error:
+        raise BadInput(f"--goodput: {error}") from error
+    return slo
+
+
+def _check_fits(options: LlmOptions) -> None:
+    """Raises BadInput if the device cannot run the model so, or a request would run past its last position."""
+    shape, longest = options.served.shape, options.prompts.longest()
+    try:
+        check_device(options.common.device)
+        check_tensor_parallel(shape, options.tp, options.common.device)
+    except (EngineUnavailable, ValueError) as error:
         raise BadInput(str(error)) from error
-    if longest_prompt + options.max_tokens > model.shape.max_positions:
+    if longest + options.max_tokens > shape.max_positions:
         raise BadInput(
-            f"prompts of up to {longest_prompt} tokens and --max-tokens {options.max_tokens} run past the "
-            f"{model.shape.max_positions} positions of {model.name}; --max-tokens may be at most "
-            f"{max(model.shape.max_positions - longest_prompt, 0)}"
+            f"prompts of up to {longest} tokens and --max-tokens {options.max_tokens} run past the "
+            f"{shape.max_positions} positions of {shape.name}; --max-tokens may be at most "
+            f"{max(shape.max_positions - longest, 0)}"
         )
 
 
-def sweep_axes(options: argparse.Namespace, rates: tuple[float, ...]) -> dict[str, tuple[float, ...]]:
+def sweep_axes(options: LlmOptions, rates: tuple[float, ...]) -> dict[str, tuple[float, ...]]:
     """The axes of the sweep: rate, cv, and the SLO scales unless the SLO is absolute."""
-    axes = {"rate": rates, "cv": options.cv}
+    axes = {"rate": rates, "cv": options.common.cv}
     if options.absolute_slo is None:
         axes |= {"pslo": options.pslo, "dslo": options.dslo}
     return axes
+
+
+def pace_scale(table: LatencyTable, slo: Mapping[str, float] | None, dslo: float, context: int) -> float:
+    """The pace that the SLO asks for, as a multiple of the standalone decode step; at least 1."""
+    if slo is None:
+        return dslo
+    if "tpot_ms" not in slo:
+        return DSLO[0]
+    step = table[DECODE].predict(Shape(1, 0, 0, context))
+    return max(slo["tpot_ms"] / MS_PER_S / step, 1.0)

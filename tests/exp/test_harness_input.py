@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from exp.harness.folder import create_run_folder
-from exp.harness.options import check_policy, resolve_cv
+from exp.harness.options import check_policy, chosen_cv
 from exp.harness.settings import default_rates, sweep
 from neustream.cli.arguments import BadInput, above, numbers, parse_goodput, whole
 
@@ -51,11 +51,11 @@ def test_default_rates_are_multiples_of_the_capacity() -> None:
 
 
 def test_burstiness_is_one_over_cv_squared() -> None:
-    options = argparse.Namespace(cv=None, burstiness=(4.0, 0.25))
-    assert resolve_cv(options) == (0.5, 2.0)
-    assert resolve_cv(argparse.Namespace(cv=None, burstiness=None)) == (1.0,)
+    assert chosen_cv(None, (4.0, 0.25)) == (0.5, 2.0)
+    assert chosen_cv((3.0,), None) == (3.0,)
+    assert chosen_cv(None, None) is None
     with pytest.raises(BadInput, match="not both"):
-        resolve_cv(argparse.Namespace(cv=(1.0,), burstiness=(1.0,)))
+        chosen_cv((1.0,), (1.0,))
 
 
 def test_goodput_words_become_an_slo() -> None:

@@ -31,10 +31,8 @@ class FakedBench(LlmBench):
         return driver
 
 
-def bench(engine: FakeVllm, policy: str = "neustream", num_requests: int = 20) -> FakedBench:
-    return FakedBench(
-        engine, TABLE, Prompts(1000), policy=policy, num_requests=num_requests, max_tokens=4, absolute_slo=None
-    )
+def bench(engine: FakeVllm, num_requests: int = 20) -> FakedBench:
+    return FakedBench(engine, TABLE, Prompts(1000), num_requests=num_requests, max_tokens=4)
 
 
 def run(faked: FakedBench, tmp_path: Path) -> tuple[int, Any, list[Any]]:
@@ -60,7 +58,7 @@ def test_two_hundred_in_two_hundred_accounted_for(tmp_path: Path) -> None:
 def test_a_policys_engine_gets_the_slo_and_stock_vllm_does_not(tmp_path: Path) -> None:
     for policy, slo in (("neustream", {"pslo": 3.0, "dslo": 1.5, "on_miss": "reject"}), ("vllm", None)):
         engine = FakeVllm(has_policy=slo is not None)
-        _, row, _ = run(bench(engine, policy, num_requests=3), tmp_path / policy)
+        _, row, _ = run(bench(engine, num_requests=3), tmp_path / policy)
         assert [options.get("slo") for options in engine.added.values()] == [slo] * 3
         assert row["good"] == 3
 
@@ -68,7 +66,7 @@ def test_a_policys_engine_gets_the_slo_and_stock_vllm_does_not(tmp_path: Path) -
 def test_every_policy_is_sent_the_same_requests() -> None:
     setting = sweep(AXES)[0]
     asks = bench(FakeVllm()).asks(setting)
-    assert asks == bench(FakeVllm(), "vllm").asks(setting)
+    assert asks == bench(FakeVllm(has_policy=False)).asks(setting)
     assert [ask.arrival for ask in asks] == sorted(ask.arrival for ask in asks)
     assert asks != bench(FakeVllm()).asks(sweep(AXES, seed=1)[0])
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 from fake_vllm import TABLE
 
-from exp.llm import config
-from exp.llm.table import pace_scale
+from exp.harness.options import num_requests
+from exp.harness.program import make_parser
+from exp.harness.settings import default_rates
+from exp.llm.__main__ import CPU_SECONDS, KIND, LEAST_REQUESTS, header
+from exp.llm.config import LlmOptions, pace_scale, sweep_axes
 from neustream.tables import save_table, table_to_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +66,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--table FILES/none.json", "none.json: cannot be read"),
         ("--table FILES/damaged.json", "damaged.json: is not JSON"),
         ("--table FILES/other.json", "other.json: model is 'opt-13b', expected 'opt-125m'"),
-        ("--table FILES/image.json", "has modules denoise; an LLM's has prefill and decode"),
+        ("--table FILES/image.json", "has modules denoise; opt-125m needs prefill, decode"),
         ("--table FILES/good.json --dtype bfloat16", "dtype is float32, but --dtype is bfloat16"),
         ("--table FILES/good.json --out FILES/good.json/run", "cannot write the output folder"),
         ("--table FILES/good.json --out FILES/run", "exists and is not empty"),
@@ -91,17 +95,39 @@ def test_scripts_pass_their_flags_on_and_name_their_policy() -> None:
         assert subprocess.run(["bash", "-n", ROOT / "exp" / script]).returncode == 0
 
 
+def options(*flags: str) -> LlmOptions:
+    return KIND.options(make_parser(KIND).parse_args(["--device", "cpu", *flags]))
+
+
 def test_an_absolute_slo_replaces_the_scales() -> None:
-    options = config.make_parser().parse_args(["--goodput", "ttft:200", "tpot:50", "--device", "cpu"])
-    config.check_options(options)
-    assert options.absolute_slo == {"ttft_ms": 200, "tpot_ms": 50}
-    assert config.sweep_axes(options, (1.0,)) == {"rate": (1.0,), "cv": (1.0,)}
-    assert pace_scale(TABLE, options.absolute_slo, 1.5, context=100) == pytest.approx(2.5)
+    slo = {"ttft_ms": 200, "tpot_ms": 50}
+    given = options("--goodput", "ttft:200", "tpot:50")
+    assert given.absolute_slo == slo
+    assert header(given)["slo"] == {"kind": "absolute", **slo}
+    assert sweep_axes(given, (1.0,)) == {"rate": (1.0,), "cv": (1.0,)}
+    assert header(options())["slo"] == {"kind": "scale"}
+    assert pace_scale(TABLE, slo, 1.5, context=100) == pytest.approx(2.5)
     assert pace_scale(TABLE, {"ttft_ms": 200.0}, 1.5, context=100) == 1.5
     assert pace_scale(TABLE, None, 2.0, context=100) == 2.0
 
 
 def test_the_number_of_requests_follows_from_the_capacity_on_a_cpu() -> None:
-    options = config.make_parser().parse_args(["--device", "cpu"])
-    counts = [config.default_requests(options, capacity) for capacity in (0.01, 1.0, 2.0, 1000.0)]
-    assert counts == [30, 44, 88, 500]
+    common = options().common
+    capacities = (0.01, 1.0, 2.0, 1000.0)
+    assert [num_requests(common, default_rates(capacity), CPU_SECONDS, LEAST_REQUESTS) for capacity in capacities] == [
+        30,
+        44,
+        88,
+        500,
+    ]
+    assert num_requests(options("--quick").common, (1.0,), CPU_SECONDS, LEAST_REQUESTS) == 20
+    assert num_requests(options("--requests", "7").common, (1.0,), CPU_SECONDS, LEAST_REQUESTS) == 7
+
+
+def test_options_are_frozen_and_hold_what_the_command_line_says() -> None:
+    given = options("--rate", "1,2", "--tp", "1", "--max-tokens", "9", "--seed", "3")
+    assert (given.common.rate, given.max_tokens, given.common.seed, given.pslo) == ((1.0, 2.0), 9, 3, (3.0,))
+    with pytest.raises(FrozenInstanceError):
+        given.common.seed = 4  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        given.max_tokens = 4  # type: ignore[misc]

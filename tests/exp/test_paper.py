@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import replace
 
 import pytest
 
-from exp.diffusion.config import default_sweep
+from exp.diffusion.__main__ import KIND
 from exp.figures.simulated import make_plan
+from exp.harness.program import make_parser
 from neusim.sim.sweep import default_rate
 from neustream.catalog.images import MODELS, model_spec
 from neustream.catalog.paper import PAIRS, SD_512_H100, STEPS, paper_rates, paper_steps, usual_rate
@@ -18,9 +19,13 @@ from neustream.tables import LatencyTable
 
 @pytest.mark.parametrize("device", ["h100", "h100-pcie", "h200"])
 def test_experiments_and_simulator_give_an_h200_the_sweep_of_the_h100(device: str) -> None:
-    options = argparse.Namespace(device="cuda", quick=False, slug=device)
-    assert default_sweep(model_spec("sd15-512"), options) == SD_512_H100
-    table = LatencyTable("sd15-512", device, {"denoise": BatchLatency((1, 2), (0.1, 0.15))})
+    alone = BatchLatency((1, 2), (0.1, 0.15))
+    table = LatencyTable("sd15-512", device, dict.fromkeys(model_spec("sd15-512").modules, alone))
+    options = KIND.options(make_parser(KIND).parse_args(["sd15-512", "--device", "cpu"]))
+    gpu = replace(options, common=replace(options.common, device="cuda", slug=device))
+    swept = KIND.sweep(gpu, table)
+    assert tuple(dict.fromkeys(setting["rate"] for setting in swept.settings)) == SD_512_H100
+    assert swept.num_requests == 500
     assert default_rate(table, {}, 1) == 0.8
 
 
