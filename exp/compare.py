@@ -11,17 +11,20 @@ if __name__ == "__main__":  # neusim/_script.py says why
 
     prepare(__file__)
 
-import argparse
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
+from exp.harness.comparable import check_comparable, unsaid
+from exp.harness.frames import rows_of
 from neusim.validating.run_folder import open_run
 from neustream.cli.arguments import BadInput, Parser, exit_code_for
 from neustream.cli.report import Column, axis_columns, format_table, number, percent, text
 
-SAME = ("model", "device", "dtype", "tensor_parallel", "table_digest", "max_tokens", "requests", "prompts")
-"""What two runs should share, or their figures mean different things."""
-NAMES = {"token_goodput": "token goodput/s", "request_goodput": "req goodput/s"}
+RATES = {"token_goodput": "token goodput/s", "request_goodput": "req goodput/s"}
+"""Figures whose ratio is shown, and how they are called."""
+SHARES = {"slo_attainment": "SLO met", "reject_rate": "rejected"}
 
 
 def read_summary(text: str) -> Mapping[str, Any]:
@@ -31,65 +34,55 @@ def read_summary(text: str) -> Mapping[str, Any]:
     return run.summary
 
 
-def ratio(a: float, b: float) -> float | None:
-    """a / b; None where b is 0."""
-    return a / b if b else None
-
-
-def match(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+def match(a: Mapping[str, Any], b: Mapping[str, Any]) -> pd.DataFrame:
     """The settings that both runs have (same axes and seed), with the figures of both. Raises BadInput for none."""
     if a["axes"] != b["axes"]:
         raise BadInput(f"the runs swept different things: {', '.join(a['axes'])} and {', '.join(b['axes'])}")
-    keys = [*a["axes"], "seed"]
-    others = {tuple(row[key] for key in keys): row for row in b["settings"]}
-    rows = []
-    for row in a["settings"]:
-        other = others.get(tuple(row[key] for key in keys))
-        if other is None:
-            continue
-        pair: dict[str, Any] = {key: row[key] for key in [*keys, "load"]}
-        for name in (*NAMES, "slo_attainment", "reject_rate"):
-            pair |= {f"{name}_a": row[name], f"{name}_b": other[name]}
-        pair |= {f"{name}_ratio": ratio(row[name], other[name]) for name in NAMES}
-        rows.append(pair)
-    if not rows:
+    keys, figures = [*a["axes"], "seed"], [*RATES, *SHARES]
+    ours = pd.DataFrame(a["settings"]).reindex(columns=[*keys, "load", *figures])
+    theirs = pd.DataFrame(b["settings"]).reindex(columns=[*keys, *figures]).drop_duplicates(keys, keep="last")
+    both = ours.merge(theirs, on=keys, suffixes=("_a", "_b"))
+    if both.empty:
         raise BadInput("the runs have no setting in common (same rate, cv, SLO scales and seed)")
-    return rows
+    for name in RATES:
+        both[f"{name}_ratio"] = both[f"{name}_a"] / both[f"{name}_b"].where(both[f"{name}_b"] != 0)
+    return both
 
 
 def columns(axes: list[str]) -> list[Column]:
     """A figure of the first run, the same of the second, their ratio."""
-    found = [*axis_columns(axes), Column("×cap", number("load", 2))]
-    found.append(Column("seed", text("seed")))
-    for name, heading in NAMES.items():
+    found = [*axis_columns(axes), Column("×cap", number("load", 2)), Column("seed", text("seed"))]
+    for name, heading in RATES.items():
         found += [Column(f"{heading} a", number(f"{name}_a", 4)), Column("b", number(f"{name}_b", 4))]
         found.append(Column("a/b", number(f"{name}_ratio")))
-    for name, heading in (("slo_attainment", "SLO met"), ("reject_rate", "rejected")):
+    for name, heading in SHARES.items():
         found += [Column(f"{heading} a", percent(f"{name}_a")), Column("b", percent(f"{name}_b"))]
     return found
 
 
-def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    """The printed comparison."""
+def compare(a: Mapping[str, Any], b: Mapping[str, Any], *, force: bool = False) -> str:
+    """The printed comparison. Raises BadInput where the runs differ in more than their policy, unless `force`."""
     lines = [f"{side}: {run['model']}, policy {run['policy']}, {run['device']}" for side, run in (("a", a), ("b", b))]
-    for key in SAME:
-        if a.get(key) != b.get(key):
-            lines.append(f"the runs differ in {key}: {a.get(key)} and {b.get(key)}")
-    for side, run in (("a", a), ("b", b)):
-        if not run["complete"]:
-            lines.append(f"run {side} was not completed")
-    return "\n".join([*lines, format_table(match(a, b), columns(a["axes"]))])
+    lines += check_comparable([("a", a), ("b", b)], force=force)
+    commits = [run.get("versions", {}).get("commit", "?") for run in (a, b)]
+    if commits[0] != commits[1]:
+        lines.append(f"the runs are of different commits: {commits[0]} and {commits[1]}")
+    if unsaid(a, b):
+        lines.append(f"only one of the runs says its {', '.join(unsaid(a, b))}")
+    lines += [f"run {side} was not completed" for side, run in (("a", a), ("b", b)) if not run.get("complete", True)]
+    return "\n".join([*lines, format_table(rows_of(match(a, b)), columns(a["axes"]))])
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = Parser(prog="exp.compare", description=(__doc__ or "").split(": ", 1)[1])
     parser.add_argument("a", help="a run: its folder, or its name in runs/")
     parser.add_argument("b", help="the run to compare it with")
-    options: argparse.Namespace = parser.parse_args()
+    parser.add_argument("--force", action="store_true", help="also where they differ in more than the policy")
+    given = parser.parse_args(arguments)
 
     def run() -> int:
-        print(compare(read_summary(options.a), read_summary(options.b)))
+        print(compare(read_summary(given.a), read_summary(given.b), force=given.force))
         return 0
 
     return exit_code_for(parser, run)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from exp.figures.recorded import read_studies
 from exp.figures.simulated import Plan, make_plan, pick_pairs, run_plan
 from exp.figures.study import Study
 from neustream.cli.arguments import BadInput, Parser, exit_code_for, whole
@@ -35,6 +34,7 @@ def parser() -> Parser:
     add = result.add_argument
     add("--out", type=Path, default=FIGURES, metavar="DIR", help="where the figures go (default figures/)")
     add("--runs", nargs="+", metavar="DIR", help="draw these real runs (folders or names in runs/), simulate none")
+    add("--force", action="store_true", help="draw --runs together that differ in more than policy and settings")
     add("--models", default="", metavar="M,…", help="models, or device/model (default: the paper's)")
     add("--tables", type=Path, default=TABLES, metavar="DIR", help="latency tables to use")
     add("--policy", default="", metavar="P,…", help="step policies (default: all)")
@@ -70,15 +70,22 @@ def _names(text: str) -> list[str]:
 def simulated_studies(plans: list[Plan], processes: int) -> Iterator[Study]:
     """Simulate plan after plan, with one progress bar for all."""
     with tqdm(total=sum(plan.num_tasks for plan in plans), unit="run", leave=False, disable=None) as bar:
+
+        def on_done() -> None:
+            bar.update()
+
         for plan in plans:
             bar.set_description(f"{plan.sweep.table.model} on {plan.sweep.table.device}")
-            yield run_plan(plan, processes, lambda: bar.update() and None)
+            yield run_plan(plan, processes, on_done)
 
 
 def write_figures(options: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code."""
-    studies = iter(read_studies(options.runs)) if options.runs else None
-    if studies is None:
+    if options.runs:
+        from exp.figures.recorded import read_studies  # pandas and pydantic: only where runs are read
+
+        studies = iter(read_studies(options.runs, force=options.force))
+    else:
         studies = simulated_studies(make_plans(options), options.processes)
     try:
         options.out.mkdir(parents=True, exist_ok=True)

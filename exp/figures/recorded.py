@@ -6,9 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from exp.figures.study import Batches, Row, Study, bin_batches
+from exp.figures.study import Batches, Study, bin_batches
+from exp.harness.comparable import check_comparable
+from exp.harness.frames import rows_of
 from neusim.validating.run_folder import RunFolder, open_run
 from neustream.cli.arguments import BadInput
 
@@ -16,24 +18,29 @@ FIGURES = ("request_goodput", "token_goodput", "slo_attainment", "seconds", "req
 MAIN_MODULES = ("decode", "denoise")
 
 
-def read_studies(folders: Sequence[str]) -> list[Study]:
-    """One study for each model and device among the runs. Raises BadInput naming the run that cannot be read."""
+def read_studies(folders: Sequence[str], *, force: bool = False) -> list[Study]:
+    """One study for each model and device among the runs.
+
+    Raises BadInput naming a run that cannot be read, or, unless `force`, two runs of one study that differ in more
+    than their policy and their settings.
+    """
     groups: dict[tuple[str, str], list[RunFolder]] = defaultdict(list)
     for folder in folders:
         run = open_run(folder)
         run.need("device", "axes")
         groups[run.summary["device"], run.summary["model"]].append(run)
-    return [_study(runs) for runs in groups.values()]
+    return [_study(runs, force) for runs in groups.values()]
 
 
-def _study(runs: Sequence[RunFolder]) -> Study:
+def _study(runs: Sequence[RunFolder], force: bool) -> Study:
     first, axes = runs[0].summary, runs[0].axes
     for run in runs:
         if run.axes != axes:
             raise BadInput(f"{run.path} swept {', '.join(run.axes)}; {runs[0].path} swept {', '.join(axes)}")
-    rows = [{**row, "policy": run.summary["policy"]} for run in runs for row in run.settings]
+    check_comparable([(str(run.path), run.summary) for run in runs], force=force)
+    rows = pd.DataFrame([{**row, "policy": run.summary["policy"]} for run in runs for row in run.settings])
     panels = {axis: _panel(rows, axes, axis) for axis in axes}
-    swept = {axis: panel for axis, panel in panels.items() if len({row[axis] for row in panel}) > 1}
+    swept = {axis: panel for axis, panel in panels.items() if panel[axis].nunique() > 1}
     panels = swept or {axes[0]: panels[axes[0]]}
     batches, where = _batches(runs, axes)
     return Study(
@@ -41,7 +48,7 @@ def _study(runs: Sequence[RunFolder]) -> Study:
         first["device"],
         _is_llm(first),
         f"measured on {first['device']}, times taken at the {first.get('taken_at', 'engine')}",
-        panels,
+        {axis: rows_of(panel) for axis, panel in panels.items()},
         batches,
         where,
         first.get("capacity"),
@@ -52,20 +59,13 @@ def _is_llm(summary: Mapping[str, Any]) -> bool:
     return summary.get("kind", "llm") == "llm" and "slo_scale" not in summary["axes"]
 
 
-def _panel(rows: Sequence[Row], axes: Sequence[str], axis: str) -> list[Row]:
-    """Of the runs that agree in all other axes the largest group, repeats averaged, by rising value."""
-    groups: dict[tuple[Any, ...], dict[tuple[str, float], list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        others = tuple(row[other] for other in axes if other != axis)
-        groups[others][row["policy"], row[axis]].append(row)
-    largest = max(groups.values(), key=lambda group: (len({value for _, value in group}), len(group)))
-    order = sorted(largest, key=lambda key: key[1])
-    return [_average(largest[key]) for key in order]
-
-
-def _average(repeats: Sequence[Row]) -> Row:
-    means = {key: float(np.mean([row[key] for row in repeats])) for key in FIGURES}
-    return {**repeats[0], **means}
+def _panel(rows: pd.DataFrame, axes: Sequence[str], axis: str) -> pd.DataFrame:
+    """Of the rows that agree in all other axes the largest group, repeats averaged, by rising value."""
+    others = [other for other in axes if other != axis]
+    groups = [group for _, group in rows.groupby(others, sort=False)] if others else [rows]
+    largest = max(groups, key=lambda group: (group[axis].nunique(), len(group[["policy", axis]].drop_duplicates())))
+    kept = {name: "mean" if name in FIGURES else "first" for name in rows.columns if name not in ("policy", axis)}
+    return largest.groupby(["policy", axis], sort=False, as_index=False).agg(kept).sort_values(axis, kind="stable")
 
 
 def _batches(runs: Sequence[RunFolder], axes: Sequence[str]) -> tuple[list[Batches], str]:

@@ -207,6 +207,22 @@ def test_runs_that_swept_different_things_are_refused(tmp_path: Path) -> None:
         read_studies([str(a), str(b)])
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [("tensor_parallel", (2, 4)), ("dtype", ("float16", "bfloat16")), ("max_tokens", (16, 300)),
+     ("table_digest", ("x", "y")), ("slo", ({"ttft_ms": 100.0}, {"ttft_ms": 2000.0}))],
+)  # fmt: skip
+def test_runs_whose_figures_mean_different_things_are_not_averaged(key: str, values: Any, tmp_path: Path) -> None:
+    folders = [
+        str(run_folder(tmp_path / f"{i}", "neustream", [{"rate": 1.0, "token_goodput": goodput}], **{key: value}))
+        for i, (goodput, value) in enumerate(zip((30.0, 90.0), values, strict=True))
+    ]
+    with pytest.raises(BadInput, match=rf"/0 and .*/1 differ in {key} \("):
+        read_studies(folders)
+    (study,) = read_studies(folders, force=True)
+    assert [row["token_goodput"] for row in study.panels["rate"]] == [60.0]
+
+
 def test_the_command_writes_png_pdf_and_the_numbers(tables: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     command = ["--tables", str(tables), "--out", str(out), "--models", "dit-s-2-256", "--policy", "neustream"]
