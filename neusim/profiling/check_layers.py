@@ -19,6 +19,7 @@ from neusim.profiling.measure import measure, trusted
 from neusim.profiling.settings import SettingsError, make_settings, parse_layers
 from neusim.profiling.visits import Partial
 from neusim.profiling.vllm_timer import EngineTimer, load_engine
+from neustream.cli.arguments import Parser
 
 SECONDS = 4.0
 """What a point may take: more than in a quick profile, since single points are judged here."""
@@ -37,15 +38,21 @@ def differences(
     return {point: full[point] / whole[point] - 1 for point in full}
 
 
-def main(arguments: Sequence[str]) -> int:
+def parser() -> Parser:
+    """The command line."""
+    result = Parser(prog="check_layers", description=(__doc__ or "").split("\n")[0])
+    result.add_argument("model", help="a model that fits this machine")
+    result.add_argument("layers", nargs="?", default="2,4", metavar="A,B", help="two depths (default 2,4)")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print of each module the mean and the median size of the differences, and which are large."""
-    if not 1 <= len(arguments) <= 2:
-        print("check_layers: give a model that fits this machine, and two depths (default 2,4)", file=sys.stderr)
-        return 2
+    options = parser().parse_args(argv)
     try:
-        layers = parse_layers(arguments[1] if len(arguments) == 2 else "2,4")
-        visited = Path(gettempdir()) / f"check-layers-{Path(arguments[0]).name}"
-        settings, _ = make_settings(arguments[0], quick=True, out=visited)
+        layers = parse_layers(options.layers)
+        visited = Path(gettempdir()) / f"check-layers-{Path(options.model).name}"
+        settings, _ = make_settings(options.model, quick=True, out=visited)
         model, dtype, plan = check(settings)
         if plan.layers or layers[1] >= model.num_layers:
             raise SettingsError(f"{plan.reason}; by layers is checked on a model that fits and is deeper than {layers}")
@@ -80,6 +87,6 @@ def main(arguments: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(main())
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command resumes")
