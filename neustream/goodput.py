@@ -38,6 +38,31 @@ class Reservoir:
         return {name: ordered[rank] if ordered else None for name, rank in ranks.items()}
 
 
+class _Verdicts:
+    """How requests ended, and how late those were that finished."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[Outcome] = Counter()
+        self.lateness = Reservoir()
+
+    def count(self, request: Request, outcome: Outcome) -> None:
+        self.outcomes[outcome] += 1
+        if outcome in (Outcome.MET, Outcome.LATE) and request.last_unit_at is not None:
+            self.lateness.add(request.last_unit_at - request.deadlines.at(request.units))
+
+    def summary(self) -> dict[str, Any]:
+        """Shares of all requests, and the lateness of the finished ones in seconds."""
+        requests = sum(self.outcomes.values())
+        good, rejected = self.outcomes[Outcome.MET], self.outcomes[Outcome.REJECTED]
+        return {
+            "requests": requests,
+            "good": good,
+            "slo_attainment": good / requests if requests else 0.0,
+            "reject_rate": rejected / requests if requests else 0.0,
+            "lateness": self.lateness.percentiles(),
+        }
+
+
 class GoodputCounter:
     """Sums up requests as they end; its memory does not grow with their number. An observer of a driver.
 
@@ -45,7 +70,9 @@ class GoodputCounter:
     """
 
     def __init__(self) -> None:
-        self.outcomes: Counter[Outcome] = Counter()
+        self.all = _Verdicts()
+        self.classes: dict[str, _Verdicts] = {}
+        """By SLO class; requests without one have the empty name."""
         self.units = 0
         self.units_on_time = 0
         self.first_arrival = math.inf
@@ -53,20 +80,21 @@ class GoodputCounter:
         self.ttft = Reservoir()
         self.tpot = Reservoir()
         self.e2el = Reservoir()
-        self.lateness = Reservoir()
+
+    @property
+    def outcomes(self) -> Counter[Outcome]:
+        """How many requests ended in which way."""
+        return self.all.outcomes
 
     def on_step(self, record: StepRecord) -> None:
         """Steps deliver nothing by themselves: requests are counted when they end."""
 
     def on_end(self, request: Request) -> None:
         """Count a request that has ended. Raises ValueError for one that has not."""
-        self.add(request)
-
-    def add(self, request: Request) -> None:
-        """Count a request that has ended. Raises ValueError for one that has not."""
         if request.outcome is None or request.ended_at is None:
             raise ValueError(f"{request!r} has not ended")
-        self.outcomes[request.outcome] += 1
+        self.all.count(request, request.outcome)
+        self.classes.setdefault(request.slo_class, _Verdicts()).count(request, request.outcome)
         self.units += request.units
         self.units_on_time += request.units_on_time
         self.first_arrival = min(self.first_arrival, request.arrival)
@@ -78,28 +106,32 @@ class GoodputCounter:
             self.tpot.add((request.last_unit_at - request.first_unit_at) / (request.units - 1))
         if request.outcome in (Outcome.MET, Outcome.LATE):
             self.e2el.add(request.ended_at - request.arrival)
-            self.lateness.add(request.last_unit_at - request.deadlines.at(request.units))
 
     def summary(self) -> dict[str, Any]:
-        """The figures of docs/metrics.md. Rates are per second from the first arrival to the last end."""
-        requests = sum(self.outcomes.values())
-        seconds = self.last_end - self.first_arrival if requests else 0.0
-        good = self.outcomes[Outcome.MET]
+        """The figures of docs/metrics.md. Rates are per second from the first arrival to the last end.
+
+        `classes` is there where requests had SLO classes: of each its attainment, reject rate and lateness.
+        """
+        verdicts = self.all.summary()
+        seconds = self.last_end - self.first_arrival if verdicts["requests"] else 0.0
         per_second = 1 / seconds if seconds > 0 else 0.0
-        return {
-            "requests": requests,
-            "good": good,
-            **{str(outcome): self.outcomes[outcome] for outcome in Outcome},
+        figures = {
+            "requests": verdicts["requests"],
+            "good": verdicts["good"],
+            **{str(outcome): self.all.outcomes[outcome] for outcome in Outcome},
             "seconds": seconds,
-            "request_goodput": good * per_second,
+            "request_goodput": verdicts["good"] * per_second,
             "token_goodput": self.units_on_time * per_second,
             "throughput": self.units * per_second,
-            "slo_attainment": good / requests if requests else 0.0,
-            "reject_rate": self.outcomes[Outcome.REJECTED] / requests if requests else 0.0,
+            "slo_attainment": verdicts["slo_attainment"],
+            "reject_rate": verdicts["reject_rate"],
             "units": self.units,
             "units_on_time": self.units_on_time,
             "ttft": self.ttft.percentiles(),
             "tpot": self.tpot.percentiles(),
             "e2el": self.e2el.percentiles(),
-            "lateness": self.lateness.percentiles(),
+            "lateness": verdicts["lateness"],
         }
+        if any(self.classes):
+            figures["classes"] = {name: counted.summary() for name, counted in sorted(self.classes.items())}
+        return figures

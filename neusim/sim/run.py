@@ -82,7 +82,7 @@ def simulate(
     num_steps = 0
 
     def count_end(request: Request) -> None:
-        counter.add(request)
+        counter.on_end(request)
         if on_end is not None:
             on_end(request)
 

@@ -394,7 +394,7 @@ def test_three_hundred_in_three_hundred_accounted_for(dit: Pipeline, policy: str
         engine.check_integrity()
         assert take() or record or engine.wake is not None or not engine.num_unfinished
     for request in ended:
-        counter.add(request)
+        counter.on_end(request)
     assert sorted(int(request.request_id) for request in ended) == list(range(300))
     outcomes = Counter(request.outcome for request in ended)
     assert outcomes[Outcome.MET] > 0

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neustream import Outcome, Request
+from neustream import LatencyTable, Outcome, Request, Stage, StepLoop, Streams, make_policy
 from neustream.capacity import llm_capacity, pipeline_capacity
 from neustream.goodput import SAMPLES, GoodputCounter, Reservoir
+from neustream.latency import BatchLatency
 from neustream.records import JsonLines, RequestRecord
 from neustream.route import llm_route, pipeline_route
 from neustream.slo import NO_DEADLINES, Deadlines
+from neustream.testing import FakeExecutor, VirtualClock
 from neustream.workload import gamma_arrivals, prompt_lengths, step_counts
 
 
@@ -27,11 +29,11 @@ def finished(name: str, times: list[float], deadlines: Deadlines, arrival: float
 
 def test_goodput_counts_tokens_on_time_and_requests_all_of_whose_tokens_were():
     counter = GoodputCounter()
-    counter.add(finished("met", [1.0, 2.0, 3.0], Deadlines(1.0, 1.0)))
-    counter.add(finished("late", [1.0, 2.5, 3.0], Deadlines(1.0, 1.0), arrival=0.5))
+    counter.on_end(finished("met", [1.0, 2.0, 3.0], Deadlines(1.0, 1.0)))
+    counter.on_end(finished("late", [1.0, 2.5, 3.0], Deadlines(1.0, 1.0), arrival=0.5))
     rejected = Request("no", 1.0, Deadlines(1.0), llm_route(2), 5)
     rejected.end(5.0, Outcome.REJECTED, "too late")
-    counter.add(rejected)
+    counter.on_end(rejected)
     summary = counter.summary()
     assert (summary["requests"], summary["good"], summary["late"], summary["rejected"]) == (3, 1, 1, 1)
     assert summary["seconds"] == 5.0
@@ -43,6 +45,37 @@ def test_goodput_counts_tokens_on_time_and_requests_all_of_whose_tokens_were():
     assert summary["ttft"] == {"p50": 0.5, "p90": 1.0, "p99": 1.0}
 
 
+def test_classes_are_told_apart_where_there_are_any():
+    counter = GoodputCounter()
+    for name, slo_class, times in (("a", "chat", [1.0]), ("b", "chat", [3.0]), ("c", "batch", [2.0])):
+        request = finished(name, times, Deadlines(2.0, 1.0))
+        request.slo_class = slo_class
+        counter.on_end(request)
+    rejected = Request("no", 1.0, Deadlines(1.0), llm_route(2), 5, slo_class="batch")
+    rejected.end(5.0, Outcome.REJECTED, "too late")
+    counter.on_end(rejected)
+    batch, chat = counter.summary()["classes"]["batch"], counter.summary()["classes"]["chat"]
+    assert (batch["requests"], batch["good"], batch["slo_attainment"], batch["reject_rate"]) == (2, 1, 0.5, 0.5)
+    assert (chat["requests"], chat["good"], chat["reject_rate"]) == (2, 1, 0.0)
+    assert (chat["lateness"]["p50"], chat["lateness"]["p99"]) == (-1.0, 1.0)
+    counter = GoodputCounter()
+    counter.on_end(finished("a", [1.0], Deadlines(2.0)))
+    assert "classes" not in counter.summary()
+
+
+def test_the_counter_is_an_observer_of_a_loop():
+    counter = GoodputCounter()
+    table = LatencyTable("m", "d", {"denoise": BatchLatency((1, 4), (0.1, 0.2))})
+    clock = VirtualClock()
+    executor, policy = FakeExecutor(table, clock), make_policy("neustream", table)
+    loop = StepLoop(policy, Streams(table.modules), executor, clock, counter)
+    for name in ("a", "b"):
+        loop.streams.add(Request(name, 0.0, Deadlines(10.0), (Stage("denoise", 2),)))
+    while len(loop.streams):
+        loop.step()
+    assert counter.summary()["good"] == 2
+
+
 def test_nothing_ended_gives_zeros_and_no_percentiles():
     summary = GoodputCounter().summary()
     assert (summary["requests"], summary["request_goodput"], summary["ttft"]["p50"]) == (0, 0.0, None)
@@ -50,7 +83,7 @@ def test_nothing_ended_gives_zeros_and_no_percentiles():
 
 def test_a_live_request_cannot_be_counted():
     with pytest.raises(ValueError, match="has not ended"):
-        GoodputCounter().add(Request("a", 0.0, NO_DEADLINES, llm_route(2), 5))
+        GoodputCounter().on_end(Request("a", 0.0, NO_DEADLINES, llm_route(2), 5))
 
 
 def test_percentiles_are_exact_while_they_fit_and_close_beyond():

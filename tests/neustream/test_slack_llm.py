@@ -222,7 +222,7 @@ def test_slack_meets_at_least_as_many_as_neustream_and_breaks_no_promise(rate, p
         late: list[Request] = []
 
         def end(request: Request, counter=counter, late=late) -> None:
-            counter.add(request)
+            counter.on_end(request)
             if request.outcome is Outcome.LATE and request.first_unit_at <= request.deadlines.at(1):
                 late.append(request)
 

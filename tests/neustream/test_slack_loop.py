@@ -236,7 +236,7 @@ def test_slack_meets_at_least_as_many_as_neustream_and_breaks_no_promise(curve, 
     good = {}
     for name in ("neustream", "slack"):
         counter = GoodputCounter()
-        loop, clock = fake_loop(make_policy(name, table, slo_scale=scale), table, counter.add)
+        loop, clock = fake_loop(make_policy(name, table, slo_scale=scale), table, counter.on_end)
         arrivals = gamma_arrivals(load / (20 * 0.1), cv, 60, seed=1)
         requests = []
         for i, (arrival, steps) in enumerate(zip(arrivals.tolist(), step_counts(15, 26, 60).tolist(), strict=True)):
