@@ -195,9 +195,9 @@ class Adapter:
                 self.streams.demote(rejection.request)
             else:
                 reject.append((rejection.request.request_id, rejection.reason))
-        if plan.module == DECODE and len(plan.batch) == len(self.streams[DECODE]):
-            return StepDecision(prefill=impossible, reject=reject)
         batch = [request.group for request in plan.batch]  # type: ignore[attr-defined]
+        preempt = [request.group for request in plan.preempted]  # type: ignore[attr-defined]
         if plan.module == PREFILL:
-            return StepDecision(prefill=[*impossible, *batch], reject=reject)
-        return StepDecision(prefill=impossible, decode=batch, reject=reject, wake=plan.wake)
+            return StepDecision(prefill=[*impossible, *batch], reject=reject, preempt=preempt)
+        decode = None if len(batch) == len(self.streams[DECODE]) else batch
+        return StepDecision(prefill=impossible, decode=decode, reject=reject, wake=plan.wake, preempt=preempt)

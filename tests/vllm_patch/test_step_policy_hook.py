@@ -287,6 +287,12 @@ def test_a_prompt_that_can_never_fit_is_ignored_as_ever() -> None:
             lambda w, r, s: StepDecision(prefill=list(w), reject=[(g.request_id, "") for g in w]),
             "both prefill and reject",
         ),
+        (lambda w, r, s: StepDecision(preempt=[*w]), "cannot preempt"),
+        (lambda w, r, s: StepDecision(decode=[*r], preempt=[*r]) if r else StepDecision([*w]), "decode and preempt"),
+        (
+            lambda w, r, s: StepDecision([*w], preempt=[*r], reject=[(g.request_id, "") for g in r]),
+            "both preempt and reject",
+        ),
     ],
 )
 def test_a_policy_that_fails_is_logged_and_the_step_is_scheduled_without_it(
@@ -319,6 +325,133 @@ def test_a_failing_on_add_refuses_the_request_and_leaves_no_trace() -> None:
     assert not bench.scheduler.has_unfinished_seqs()
 
 
+@pytest.mark.parametrize("error", [TypeError("no such key"), OverflowError("too large"), KeyError("gone")])
+def test_whatever_on_add_raises_reaches_the_caller_as_a_value_error(error: Exception) -> None:
+    class Clumsy(Scripted):
+        def on_add(self, group: Any) -> None:
+            raise error
+
+    bench = Bench(Clumsy(stock))
+    with pytest.raises(ValueError, match=f"request 'a' is refused: {type(error).__name__}"):
+        bench.add("a", 5)
+    assert not bench.scheduler.has_unfinished_seqs()
+
+
+def test_an_id_in_use_is_refused_until_its_request_has_ended() -> None:
+    reject: list[tuple[str, str]] = []
+    policy = Scripted(lambda w, r, s: StepDecision(prefill=[] if reject else list(w), reject=reject))
+    bench = Bench(policy, blocks=10)
+
+    def in_use(name: str) -> None:
+        with pytest.raises(ValueError, match=f"request id '{name}' is in use"):
+            bench.add(name, 5)
+
+    bench.add("finishes", 5, 2)
+    in_use("finishes")
+    bench.run()
+    bench.add("finishes", 5, 9)
+    bench.step()
+    in_use("finishes")  # also while it runs
+    bench.scheduler.abort_seq_group("finishes")
+    bench.add("finishes", 5, 9)
+    reject[:] = [("finishes", "too late")]
+    bench.outputs.clear()
+    bench.step()
+    reject.clear()
+    bench.outputs.clear()
+    bench.add("finishes", 60)  # never fits: vLLM ignores it
+    bench.step()
+    bench.outputs.clear()
+    bench.add("finishes", 5, 1)
+    assert bench.run() == [("prefill", ["finishes"])]
+
+
+def preempting(victims: list[str], prefill: list[str], decode: list[str] | None = None) -> Scripted:
+    """Takes the blocks of `victims` while they run, and chooses those."""
+
+    def decide(waiting: Queue, running: Queue, swapped: Queue) -> StepDecision:
+        return StepDecision(
+            prefill=only(prefill, waiting),
+            decode=only(decode, running) if decode is not None else None,
+            preempt=only(victims, running),
+        )
+
+    return Scripted(decide)
+
+
+def test_a_policy_may_take_blocks_for_a_prefill() -> None:
+    victims: list[str] = []
+    prefill = ["a", "b", "c"]
+    policy = preempting(victims, prefill)
+    bench = Bench(policy, blocks=10)
+    for name in "abc":
+        bench.add(name, 8, 6)
+    bench.step()
+    bench.add("live", 17, 1)
+    assert bench.free_blocks() == 4
+    prefill[:] = ["live"]
+    bench.step()  # too little room: everybody decodes, into a third block each
+    assert (bench.names("running"), bench.free_blocks()) == (["a", "b", "c"], 1)
+    victims[:] = ["c", "b"]
+    assert bench.step() == ("prefill", ["live"])
+    assert bench.names("waiting") == ["b", "c"]  # each to the front, in the order given
+    assert bench.names("running") == ["a"]
+    assert (policy.steps[-1].num_preempted, bench.scheduler.num_cumulative_preemption) == (2, 2)
+    victims.clear()
+    prefill[:] = ["b", "c"]
+    bench.run()
+    assert bench.reasons() == dict.fromkeys(["a", "b", "c", "live"], "length")
+    assert [len(bench.outputs[name].metrics.token_times) for name in "abc"] == [6, 6, 6]
+    assert bench.num_errors == 0
+    assert bench.free_blocks() == 10
+
+
+def test_a_policy_may_take_blocks_and_decode_the_others_or_run_nothing() -> None:
+    victims: list[str] = []
+    prefill, decode = ["a", "b", "c"], ["a"]
+    bench = Bench(preempting(victims, prefill, decode), blocks=20)
+    for name in "abc":
+        bench.add(name, 8, 6)
+    bench.step()
+    prefill.clear()
+    victims[:] = ["b"]
+    assert bench.step() == ("decode", ["a"])
+    assert (bench.names("waiting"), bench.names("running"), bench.free_blocks()) == (["b"], ["a", "c"], 20 - 5)
+    victims[:] = ["a", "c"]
+    decode.clear()
+    assert bench.step() == ("idle", [])
+    assert (bench.names("waiting"), bench.names("running"), bench.free_blocks()) == (["c", "a", "b"], [], 20)
+    assert bench.num_errors == 0
+
+
+def test_groups_of_several_sequences_keep_their_blocks() -> None:
+    prefill = ["a"]
+    bench = Bench(preempting(["a"], prefill), blocks=10, cpu_blocks=10)
+    bench.add("a", 8, 6, n=2, best_of=2)
+    bench.step()
+    bench.add("live", 33, 1)
+    prefill[:] = ["live"]
+    assert bench.step() == ("decode", ["a"])
+    assert bench.scheduler.num_cumulative_preemption == bench.num_errors == 0
+    bench.run()
+    assert bench.reasons() == {"a": "length", "live": "length"}
+
+
+def test_prefix_caching_works_with_a_policy() -> None:
+    traces = []
+    for policy in (None, Scripted(stock)):
+        bench = Bench(policy, prefix_caching=True)
+        bench.add("a", 9, 3)
+        trace = [bench.step()]
+        bench.add("b", 13, 3)  # begins as the first one does
+        trace += bench.run()
+        assert bench.cached == {"a": 0, "b": 1}
+        assert bench.reasons() == {"a": "length", "b": "length"}
+        traces.append(trace)
+    assert traces[0] == traces[1]
+    assert bench.num_errors == 0
+
+
 def test_steps_are_recorded_with_and_without_a_policy() -> None:
     for policy in (None, Scripted(stock)):
         bench = Bench(policy)
@@ -348,6 +481,7 @@ def test_steps_are_recorded_with_and_without_a_policy() -> None:
         ({"step_policy": "vllm_harness:build", "step_policy_config": [1]}, "JSON object"),
         ({"step_policy_config": {"policy": 1}}, "no step_policy"),
         ({"step_policy": "vllm_harness:build", "enable_chunked_prefill": True}, "enable_chunked_prefill=False"),
+        ({"step_policy": "vllm_harness:build", "embedding_mode": True}, "they have no decode"),
     ],
 )
 def test_options_that_cannot_work_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
@@ -365,6 +499,31 @@ def test_engine_arguments_reach_the_scheduler_configuration(model: str, engine_o
     assert EngineArgs(**engine_options()).create_engine_config().scheduler_config.step_policy is None
     with pytest.raises(ValueError, match="must be JSON"):
         EngineArgs(**engine_options(step_policy="vllm_harness:build", step_policy_config="{")).create_engine_config()
+
+
+SPECULATIVE = {
+    "speculative_model": "[ngram]",
+    "num_speculative_tokens": 2,
+    "ngram_prompt_lookup_max": 2,
+    "use_v2_block_manager": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (SPECULATIVE, "speculative decoding: it plans one token per request and step"),
+        ({"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}, "set pipeline_parallel_size=1"),
+    ],
+)
+def test_what_a_policy_cannot_plan_is_refused_before_a_model_is_loaded(
+    options: dict[str, Any], message: str, engine_options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm.config._PP_SUPPORTED_MODELS", ["OPTForCausalLM"])
+    assert EngineArgs(**engine_options(**options)).create_engine_config().scheduler_config.step_policy is None
+    with pytest.raises(ValueError, match=message) as caught:
+        EngineArgs(**engine_options(step_policy="vllm_harness:build", **options)).create_engine_config()
+    assert "\n" not in str(caught.value)
 
 
 def test_command_line_flags_name_the_policy(model: str) -> None:

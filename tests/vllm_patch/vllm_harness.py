@@ -74,6 +74,7 @@ class Bench:
         max_tokens: int = 256,
         v2: bool = False,
         max_loras: int = 0,
+        prefix_caching: bool = False,
         factory: str = f"{__name__}:build",
         config: dict[str, Any] | None = None,
         scheduler_class: type[Scheduler] = Scheduler,
@@ -82,7 +83,7 @@ class Bench:
         if policy is not None or config is not None:
             options = {"step_policy": factory, "step_policy_config": config or {"policy": policy}}
         scheduler_config = SchedulerConfig(max_tokens, max_seqs, max_tokens, use_v2_block_manager=v2, **options)
-        cache_config = CacheConfig(BLOCK, 1.0, 1, "auto")
+        cache_config = CacheConfig(BLOCK, 1.0, 1, "auto", enable_prefix_caching=prefix_caching)
         cache_config.num_gpu_blocks, cache_config.num_cpu_blocks = blocks, cpu_blocks
         lora_config = LoRAConfig(max_lora_rank=8, max_loras=max_loras) if max_loras else None
         self.scheduler = scheduler_class(scheduler_config, cache_config, lora_config)
@@ -91,6 +92,8 @@ class Bench:
         self.clock: Callable[[], float] = time.time
         self.execute: Callable[[list[SequenceGroup]], None] = lambda batch: None
         self.outputs: dict[str, RequestOutput] = {}
+        self.cached: dict[str, int] = {}
+        """Blocks of each request that the prefix cache spared in its last prefill."""
         checker = StopChecker(max_tokens, lambda seq: None)
         self.processor = SingleStepOutputProcessor(scheduler_config, None, [self.scheduler], self.ids, checker)
 
@@ -125,6 +128,8 @@ class Bench:
         now = self.clock()
         for entry, meta in zip(scheduled, metadata, strict=True):
             group = entry.seq_group
+            if meta.is_prompt:
+                self.cached[group.request_id] = len(meta.computed_block_nums or ())
             group.update_num_computed_tokens(entry.token_chunk_size)
             self.processor.process_outputs(group, [_sample(group, meta.is_prompt)])
             group.record_token_times(now)
