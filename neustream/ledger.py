@@ -73,8 +73,8 @@ class Ledger(Generic[R]):
             return NO_DEADLINES
         try:
             return parse_slo(slo).bind(arrival, route, size, self.table)
-        except (TypeError, OverflowError) as error:  # keys that are no strings, numbers beyond any clock
-            raise ValueError(f"request {request_id!r}: its SLO cannot be understood: {error}") from error
+        except (TypeError, OverflowError) as error:  # an arrival that is no point in time
+            raise ValueError(f"request {request_id!r}: its deadlines cannot be made: {error}") from error
 
     def deliver(self, request_id: str, times: Sequence[float]) -> R:
         """Take in the times of all tokens that came out so far; returns the request. Raises KeyError if not open."""
@@ -119,9 +119,10 @@ def catch_up(request: Request, times: Sequence[float]) -> None:
 def split_slo(slo: Mapping[str, Any] | None, on_miss: OnMiss) -> tuple[dict[str, Any], OnMiss]:
     """`(SLO fields, what to do on a miss)` of an SLO in its outside form. Raises ValueError for what is no mapping."""
     if slo is not None and not isinstance(slo, Mapping):
-        raise ValueError(f"slo must be a mapping such as {{'ttft_ms': 500, 'tpot_ms': 50}}, got {slo!r:.80}")
+        raise ValueError(f"slo must be a mapping such as {{'ttft_ms': 500, 'tpot_ms': 50}}, got a {type(slo).__name__}")
     fields = dict(slo or {})
     chosen = fields.pop("on_miss", on_miss)
     if chosen not in ("reject", "demote"):
-        raise ValueError(f"on_miss must be 'reject' or 'demote', got {chosen!r:.80}")
+        shown = repr(chosen[:80]) if isinstance(chosen, str) else f"a {type(chosen).__name__}"
+        raise ValueError(f"on_miss must be 'reject' or 'demote', got {shown}")
     return fields, chosen

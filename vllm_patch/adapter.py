@@ -23,6 +23,8 @@ from neustream.slo import NO_DEADLINES
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
 
+CAN_SPLIT = False
+"""Whether pieces of prompts may ride along with a batch: vLLM 0.5.4 has no such step under a step policy."""
 ENDED_BADLY = {
     SequenceStatus.FINISHED_TIMEOUT: Outcome.REJECTED,
     SequenceStatus.FINISHED_ABORTED: Outcome.ABORTED,
@@ -133,6 +135,7 @@ class Adapter:
             block_size=capacity.block_size,
             spare_blocks=capacity.watermark_blocks,
             total_blocks=capacity.num_total_blocks,
+            can_split=CAN_SPLIT,
         )
         plan = self.policy.plan(now, self.streams, self.history.limits(limits))
         self.history.planned(plan)

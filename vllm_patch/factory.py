@@ -12,23 +12,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from neustream.ledger import split_slo
-from neustream.policies import make_policy
+from neustream.policies import POLICIES, make_policy
 from neustream.policies.base import StepPolicy
 from neustream.policies.fcfs import Fcfs
 from neustream.slo import ScaleSlo, parse_slo
 from neustream.tables import LatencyTable, load_table
-from vllm_patch.adapter import Adapter
+from vllm_patch.adapter import CAN_SPLIT, Adapter
 
 KEYS = {"policy", "table", "slo", "on_miss", "options"}
 
 
 def build(scheduler_config: Any, cache_config: Any, config: Mapping[str, Any] | None) -> Adapter:
     """The adapter around the configured policy. Raises ValueError (TableError) for a bad configuration."""
-    if scheduler_config.embedding_mode:
-        raise ValueError("a step policy decides between prefill and decode; an embedding model has no decode")
     policy, table = _parts(config)
     assert config is not None
     return Adapter(
@@ -54,13 +53,30 @@ def _parts(config: Mapping[str, Any] | None) -> tuple[StepPolicy, LatencyTable |
     unknown = set(config) - KEYS
     if unknown:
         raise ValueError(f"step_policy_config has unknown keys {sorted(unknown)}; known are {sorted(KEYS)}")
+    name, options = config["policy"], config.get("options") or {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"step_policy_config: options must be a mapping, got a {type(options).__name__}")
+    if not isinstance(name, str):
+        raise ValueError(f"step_policy_config: policy must be a name, got a {type(name).__name__}")
+    if not isinstance(config.get("table") or "", str | Path):
+        raise ValueError(f"step_policy_config: table must be a path, got a {type(config['table']).__name__}")
+    _check_abilities(name)
     table = load_table(config["table"]) if config.get("table") else None
     slo, _ = split_slo(config.get("slo"), config.get("on_miss", "reject"))
     if slo and isinstance(parse_slo(slo), ScaleSlo) and table is None:
         raise ValueError("step_policy_config: an SLO given as a scale needs 'table'")
-    name, options = config["policy"], config.get("options", {})
     if table is not None:
-        return make_policy(name, table, **options), table
+        return make_policy(name, table, **{str(key): value for key, value in options.items()}), table
     if name == "fcfs":
         return Fcfs(), None
     raise ValueError(f"step_policy_config: policy {name!r} needs 'table', the path of a latency table")
+
+
+def _check_abilities(name: str) -> None:
+    """Refuse a policy that needs what vLLM 0.5.4 cannot do; an unknown name is `make_policy`'s business."""
+    splits = getattr(POLICIES.get(name), "splits", name == "chunked")
+    if splits and not CAN_SPLIT:
+        raise ValueError(
+            f"step_policy_config: policy {name!r} lets pieces of prompts ride along, which vLLM 0.5.4 cannot "
+            "(Limits.can_split); the simulator can"
+        )

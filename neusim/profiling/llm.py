@@ -17,6 +17,7 @@ from neustream.catalog.llms import OptShape, load_shape
 from neustream.catalog.machine import check_tensor_parallel, cpu_flags, free_gpu_bytes
 from neustream.latency import Shape
 from neustream.tables import LatencyTable
+from vllm_patch.engine import check_device
 
 QUICK_REPEATS, FULL_REPEATS = 5, 9
 QUICK_SECONDS, FULL_SECONDS = 1.0, 10.0
@@ -60,6 +61,7 @@ def check(settings: Settings) -> tuple[OptShape, str, MemoryPlan]:
     if settings.layers and settings.layers[1] >= model.num_layers:
         raise SettingsError(f"--layers must be below the {model.num_layers} of {model.name}, got {settings.layers[1]}")
     try:
+        check_device(settings.device)
         check_tensor_parallel(model, settings.tp, settings.device)
     except ValueError as error:
         raise SettingsError(str(error)) from error

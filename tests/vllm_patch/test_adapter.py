@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from vllm.config import SchedulerConfig
 from vllm_harness import Bench
 
+from neustream.plan import Limits, StepPlan
 from neustream.request import Request
 from neustream.route import DECODE, PREFILL
+from neustream.streams import Streams
 from vllm_patch.adapter import Adapter
 from vllm_patch.patchset import PatchSet
 from vllm_patch.target import Target
@@ -193,6 +196,126 @@ def test_a_prompt_that_can_never_fit_blocks_nobody(policy: str, table_path: str)
     assert bench.num_errors == 0
 
 
+def test_a_swapped_group_holds_no_seat_and_no_memory_of_the_device() -> None:
+    bench = bench_with({"policy": "fcfs"}, blocks=9, cpu_blocks=60, max_seqs=12)
+    adapter = adapter_of(bench)
+    plan = adapter.policy.plan
+    seen = []
+
+    def watched(now: float, streams: Any, limits: Limits) -> Any:
+        states = {request.request_id: request.is_resident for request in adapter.ledger.open.values()}
+        assert states == {name: name in bench.names("running") for name in states}
+        running = sum(request.width for request in streams[DECODE])
+        seen.append((len(bench.scheduler.swapped), limits.max_resident - running))
+        return plan(now, streams, limits)
+
+    adapter.policy.plan = watched  # type: ignore[method-assign]
+    for i in range(4):
+        bench.add(f"r{i}", 7, 12, n=3)
+    bench.run()
+    assert bench.num_errors == 0
+    swapped = [seats for num_swapped, seats in seen if num_swapped]
+    assert swapped == [0] * len(swapped) != []  # nothing can be prefilled: no seat is free
+    assert seen[0] == (0, 12)
+
+
+def test_visits_left_are_those_that_vllm_makes_also_at_the_models_length() -> None:
+    """vLLM ends a text with the token that makes it longer than the model's length."""
+    bench = bench_with({"policy": "fcfs"}, max_tokens=20, max_seqs=8)
+    adapter = adapter_of(bench)
+    ended: list[Request] = []
+    adapter.on_end = ended.append
+    decide = adapter.decide
+    left = []
+
+    def watched(*arguments: Any) -> Any:
+        decision = decide(*arguments)
+        left.extend(min(request.left) for request in adapter.streams)
+        return decision
+
+    adapter.decide = watched  # type: ignore[method-assign]
+    bench.add("capped", 12, 100)
+    bench.add("whole", 12, 4)
+    bench.add("endless", 12, None)  # type: ignore[arg-type]
+    bench.run()
+    assert {r.request_id: (r.units, r.max_units, r.left) for r in ended} == {
+        "capped": (9, 9, [0, 0]),
+        "whole": (4, 4, [0, 0]),
+        "endless": (9, 9, [0, 0]),
+    }
+    assert min(left) == 0
+    assert bench.num_errors == 0
+
+
+class Evicting:
+    """Serves everybody; what is named is preempted as soon as something waits that does not fit."""
+
+    def __init__(self, *victims: str) -> None:
+        self.victims = victims
+
+    def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+        waiting = tuple(streams[PREFILL])
+        running = tuple(streams[DECODE])
+        if not waiting:
+            return StepPlan(DECODE, running)
+        free = limits.free_blocks >= sum(limits.blocks(request.pending) for request in waiting)
+        victims = () if free else tuple(r for name in self.victims for r in running if r.request_id == name)
+        fresh = tuple(request for request in waiting if not request.units)
+        if not fresh and running:
+            return StepPlan(DECODE, running)
+        return StepPlan(PREFILL, fresh or waiting, preempted=victims)
+
+
+def test_a_plan_takes_the_blocks_of_residents_for_a_prefill() -> None:
+    bench = bench_with({"policy": "fcfs"}, blocks=12)
+    adapter = adapter_of(bench)
+    adapter.policy = Evicting("b", "a")
+    for name in "abc":
+        bench.add(name, 12, 6)
+    assert bench.step() == ("prefill", ["a", "b", "c"])
+    requests = {request.request_id: request for request in adapter.streams}
+    bench.add("live", 24, 1)
+    assert bench.free_blocks() == 3
+    assert bench.step() == ("prefill", ["live"])
+    assert bench.names("waiting") == ["a", "b"]
+    bench.step()
+    assert [r.request_id for r in adapter.streams[PREFILL]] == ["a", "b"]
+    assert [(requests[name].is_resident, requests[name].units, requests[name].pending) for name in "ab"] == [
+        (False, 1, 13),
+        (False, 1, 13),
+    ]
+    bench.run()
+    assert bench.num_errors == 0
+    assert bench.reasons() == dict.fromkeys(["a", "b", "c", "live"], "length")
+    assert bench.free_blocks() == 12
+
+
+def test_a_second_run_on_the_engine_begins_with_no_history(table_path: str) -> None:
+    bench = bench_with({"policy": "fcfs", "table": table_path})
+    adapter = adapter_of(bench)
+    bench.add("a", 5, 3)
+    bench.run()
+    assert set(adapter.history.last_seconds) == set(adapter.history.drift) == {PREFILL, DECODE}
+    assert len(adapter.history.lengths[""]) == 1
+    adapter.reset_history()
+    assert (adapter.history.last_seconds, dict(adapter.history.drift), adapter.history.lengths) == ({}, {}, {})
+    seen = []
+    plan = adapter.policy.plan
+    adapter.policy.plan = lambda *asked: seen.append(asked[2]) or plan(*asked)  # type: ignore[func-returns-value, method-assign]
+    bench.outputs.clear()
+    bench.add("a", 5, 3)
+    bench.run()
+    assert seen[0].last_seconds is adapter.history.last_seconds
+
+
+def test_requests_that_are_no_texts_are_refused() -> None:
+    bench = bench_with({"policy": "fcfs"})
+    group = SimpleNamespace(request_id="a", sampling_params=None, seqs=[SimpleNamespace(get_prompt_len=lambda: 5)])
+    with pytest.raises(ValueError, match="asks for an embedding"):
+        bench.scheduler.add_seq_group(group)
+    assert not bench.scheduler.has_unfinished_seqs()
+
+
 def test_abort_drops_the_request_wherever_it_is() -> None:
     bench = bench_with({"policy": "fcfs"}, max_seqs=1)
     ended: list[Request] = []
@@ -215,6 +338,9 @@ def test_abort_drops_the_request_wherever_it_is() -> None:
         ({"ttft_ms": -5}, "above 0"),
         ({"ttft_ms": 5, "on_miss": "cry"}, "on_miss must be"),
         ({"pslo": 3}, "latency table"),
+        ({5: 1}, "SLO keys must be among"),
+        ({"ttft_ms": 10**400}, "finite number"),
+        ({"ttft_ms": 5, "on_miss": ["reject"]}, "on_miss must be"),
     ],
 )
 def test_a_bad_slo_is_refused_where_the_request_is_added(slo: Any, message: str) -> None:
@@ -237,6 +363,11 @@ def test_a_bad_slo_is_refused_where_the_request_is_added(slo: Any, message: str)
         ({"policy": "fcfs", "slo": {"pslo": 3}}, "needs 'table'"),
         ({"policy": "fcfs", "on_miss": "cry"}, "on_miss must be"),
         ({"policy": "neustream", "table": "TABLE", "options": {"wings": 2}}, "wings"),
+        ({"policy": "neustream", "table": "TABLE", "options": ["wings"]}, "options must be a mapping"),
+        ({"policy": "neustream", "table": "TABLE", "slo": [5]}, "slo must be a mapping"),
+        ({"policy": ["neustream"], "table": "TABLE"}, "policy must be a name"),
+        ({"policy": "neustream", "table": 5}, "table must be a path"),
+        ({"policy": "chunked", "table": "TABLE"}, "pieces of prompts ride along, which vLLM 0.5.4 cannot"),
     ],
 )
 def test_a_bad_configuration_is_refused_before_a_model_is_loaded(config: Any, message: str, table_path: str) -> None:

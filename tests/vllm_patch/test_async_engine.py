@@ -50,6 +50,38 @@ async def stop(engine: AsyncLLMEngine) -> None:
     engine.engine.model_executor.shutdown()
 
 
+BAD: dict[str, dict[str, Any]] = {
+    "no mapping": {"slo": 5},
+    "no key": {"slo": {5: 1}},
+    "huge": {"slo": {"ttft_ms": 10**400}},
+    "no number": {"slo": {"ttft_ms": "soon"}},
+    "no choice": {"slo": {**SLO, "on_miss": ["reject"]}},
+    "no time": {"arrival_time": "now"},
+    "never": {"arrival_time": float("inf")},
+    "no tokens": {"inputs": {"prompt_token_ids": ["x"]}},
+}
+
+
+async def refuse(engine: AsyncLLMEngine) -> None:
+    """Bad requests among good ones: each is refused to its client, and the others hear nothing of it."""
+    good = [asyncio.create_task(last(engine.generate(PROMPT, greedy(20), f"good {i}", slo=SLO))) for i in range(3)]
+    bad = {}
+    for name, wrong in BAD.items():
+        asked: dict[str, Any] = {"inputs": PROMPT, "slo": SLO, **wrong}
+        bad[name] = asyncio.create_task(last(engine.generate(asked.pop("inputs"), greedy(6), name, **asked)))
+        await asyncio.sleep(0.01)
+    twice = [asyncio.create_task(last(engine.generate(PROMPT, greedy(6), "twice", slo=SLO))) for _ in range(2)]
+    results = await asyncio.wait_for(asyncio.gather(*bad.values(), return_exceptions=True), 30)
+    for name, result in zip(bad, results, strict=True):
+        assert isinstance(result, ValueError | TypeError), (name, result)
+        assert not isinstance(result, ValueError) or "\n" not in str(result)
+    first, second = await asyncio.wait_for(asyncio.gather(*twice, return_exceptions=True), 30)
+    assert isinstance(second, KeyError)
+    assert first.outputs[0].finish_reason == "length"
+    assert [(await task).outputs[0].finish_reason for task in good] == ["length"] * 3
+    assert not engine.errored
+
+
 async def serve(engine: AsyncLLMEngine) -> None:
     long_ago = time.time() - 120
     fresh, late, free = await asyncio.gather(
@@ -68,6 +100,8 @@ async def serve(engine: AsyncLLMEngine) -> None:
 
     with pytest.raises(ValueError, match="SLO keys"):
         await last(engine.generate(PROMPT, greedy(6), "bad", slo={"speed": 9}))
+
+    await refuse(engine)
 
     outputs = engine.generate(PROMPT, greedy(200), "aborted", slo=SLO)
     await anext(outputs)
@@ -104,6 +138,10 @@ async def serve_over_rpc(arguments: AsyncEngineArgs) -> None:
         assert (fresh.slo, late.slo) == (SLO, SLO)
         assert late.metrics.arrival_time == long_ago
         assert len(fresh.metrics.token_times) == 4
+        with pytest.raises(ValueError, match="SLO keys"):
+            await last(client.generate(PROMPT, greedy(4), "bad", slo={5: 1}))
+        after = await last(client.generate(PROMPT, greedy(4), "after", slo=SLO))
+        assert after.outputs[0].token_ids == fresh.outputs[0].token_ids
     finally:
         loop.cancel()
         await stop(server.engine)
