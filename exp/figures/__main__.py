@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from exp.figures.simulated import Plan, make_plan, pick_pairs, run_plan
 from exp.figures.study import Study
-from neustream.cli.arguments import BadInput, Parser, exit_code_for, whole
+from neustream.cli.arguments import BadInput, Parser, exit_code_for, names, whole
 from neustream.cli.paths import FIGURES, TABLES
+from neustream.files import write_atomically
 from neustream.policies import POLICIES
 from neustream.tables import TableError
 
@@ -35,9 +36,9 @@ def parser() -> Parser:
     add("--out", type=Path, default=FIGURES, metavar="DIR", help="where the figures go (default figures/)")
     add("--runs", nargs="+", metavar="DIR", help="draw these real runs (folders or names in runs/), simulate none")
     add("--force", action="store_true", help="draw --runs together that differ in more than policy and settings")
-    add("--models", default="", metavar="M,…", help="models, or device/model (default: the paper's)")
+    add("--models", type=names, default=(), metavar="M,…", help="models, or device/model (default: the paper's)")
     add("--tables", type=Path, default=TABLES, metavar="DIR", help="latency tables to use")
-    add("--policy", default="", metavar="P,…", help="step policies (default: all)")
+    add("--policy", type=names, default=(), metavar="P,…", help="step policies (default: all)")
     add("--published", action="store_true", help="the paper's request rates (default: multiples of the capacity)")
     add("--requests", type=whole(1), metavar="N", help="requests per simulated run (default 500)")
     add("--seed", type=whole(0), default=0, help="of arrivals and prompts (default 0)")
@@ -50,21 +51,17 @@ def make_plans(options: argparse.Namespace) -> list[Plan]:
     """What is to be simulated, all of it checked. Raises BadInput."""
     if not options.tables.is_dir():
         raise BadInput(f"--tables {options.tables} is not a folder")
-    policies = _names(options.policy)
+    policies = options.policy
     for policy in policies:
         if policy not in POLICIES:
             raise BadInput(f"unknown policy {policy!r}; there are {', '.join(POLICIES)}")
     count = options.requests or (QUICK_REQUESTS if options.quick else 500)
-    pairs = pick_pairs(options.tables, _names(options.models), quick=options.quick)
+    pairs = pick_pairs(options.tables, options.models, quick=options.quick)
     try:
         how = {"quick": options.quick, "published": options.published}
         return [make_plan(options.tables, pair, policies, count, options.seed, **how) for pair in pairs]
     except TableError as error:
         raise BadInput(str(error)) from error
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def simulated_studies(plans: list[Plan], processes: int) -> Iterator[Study]:
@@ -99,7 +96,7 @@ def write_figures(options: argparse.Namespace) -> int:
         files = [path.name for path in draw_all(study, options.out)]
         rows = {axis: list(panel) for axis, panel in study.panels.items()}
         data = options.out / f"goodput-{study.name}.json"
-        data.write_text(json.dumps({"origin": study.origin, "panels": rows}, indent=1) + "\n")
+        write_atomically(data, json.dumps({"origin": study.origin, "panels": rows}, indent=1) + "\n")
         tqdm.write(f"{study.model} on {study.device}, {study.origin}: {', '.join(files)}")
     print(f"figures are in {options.out}")
     return 0

@@ -19,8 +19,9 @@ INCIDENTAL_VERSIONS = ("python", "commit")
 
 
 def _said(summary: Summary) -> dict[str, Any]:
-    """What must agree, each under a name of its own; forms of older versions as today's."""
-    said = {key: value for key, value in summary.items() if key not in (*COMPARED, *INCIDENTAL, "versions", "slo")}
+    """What must agree, each under a name of its own; forms of older versions as today's. None is not said."""
+    apart = (*COMPARED, *INCIDENTAL, "versions", "slo")
+    said = {key: value for key, value in summary.items() if key not in apart and value is not None}
     versions = summary.get("versions", {})
     said |= {f"version of {name}": versions[name] for name in versions if name not in INCIDENTAL_VERSIONS}
     return {**said, "slo": slo_of(summary, {}) or "scale"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -12,6 +11,7 @@ import numpy as np
 
 from exp.llm.model import Model
 from neustream.cli.arguments import BadInput
+from neustream.files import read_json
 from neustream.workload import MAX_PROMPT, prompt_lengths
 
 FIRST_TOKEN = 4
@@ -83,12 +83,7 @@ def token_counter(model: Model) -> tuple[Callable[[str], int], str]:
 
 def read_sharegpt(path: Path) -> list[str]:
     """The first human turn of each conversation of a ShareGPT JSON file. Raises BadInput."""
-    try:
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise BadInput(f"dataset {path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise BadInput(f"dataset {path}: is not JSON ({error})") from error
+    data = read_json(path, BadInput)
     try:
         turns = [entry["conversations"] for entry in data if entry["conversations"]]
         return [talk[0]["value"] for talk in turns if talk[0]["from"] in ("human", "user") and len(talk) > 1]

@@ -31,9 +31,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("policy", ["neustream", "vllm"])
+@pytest.mark.parametrize("policy", ["neustream", "slack", "vllm"])
 def test_serves_measures_and_prints(policy: str, model: Path, tmp_path: Path) -> None:
+    """The SLO is so lax that every policy must serve every request to its last token, however slow the machine is."""
     flags = f"--policy {policy} --rate 20,40 --requests {NUM_REQUESTS} --max-tokens {MAX_TOKENS} --device cpu --quick"
+    flags += " --pslo 10000 --dslo 10000"
     command = [sys.executable, "-m", "exp.llm", *flags.split(), "--model", str(model)]
     command += ["--table", str(model.parent / "table.json"), "--out", str(tmp_path / "run")]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -46,13 +48,11 @@ def test_serves_measures_and_prints(policy: str, model: Path, tmp_path: Path) ->
     requests = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
     ids = sorted((line["setting"], line["id"]) for line in requests)
     assert ids == [(s, f"{s}-{i}") for s in (0, 1) for i in range(NUM_REQUESTS)]
-    finished = [line for line in requests if line["outcome"] in ("met", "late")]
-    assert {line["units"] for line in finished} <= {MAX_TOKENS}
-    if policy == "vllm":
-        assert len(finished) == 2 * NUM_REQUESTS, "stock vLLM rejects nobody"
+    assert [(line["outcome"], line["units"]) for line in requests] == [("met", MAX_TOKENS)] * 2 * NUM_REQUESTS
 
     steps = [json.loads(line) for line in (tmp_path / "run" / "steps.jsonl").read_text().splitlines()]
     tokens = sum(step["batch_size"] for step in steps if step["module"] in ("prefill", "decode"))
-    assert tokens == sum(row["units"] for row in summary["settings"])
+    assert tokens == sum(row["units"] for row in summary["settings"]) == 2 * NUM_REQUESTS * MAX_TOKENS
+    assert {step["module"] for step in steps} >= {"prefill", "decode"}
     assert all(step["predicted_seconds"] > 0 for step in steps if step["module"] != "idle")
     assert not any("error" in step for step in steps)
