@@ -88,8 +88,6 @@ def _step(driver: Driver, observer: Observer) -> float:
         observer.on_end(request)
     if ended or (record is not None and record.request_ids):
         return 0.0
-    if record is not None:  # a step of the engine that moved nobody
-        return BLINK
-    if driver.wake is None:
-        return IDLE_WAIT
-    return min(max(driver.wake - time.time(), BLINK), IDLE_WAIT)
+    if driver.wake is not None:
+        return min(max(driver.wake - time.time(), BLINK), IDLE_WAIT)
+    return IDLE_WAIT if record is None else BLINK  # with a record: a step of the engine that moved nobody

@@ -15,7 +15,7 @@ from exp_fakes import FakeBench, send_signal
 
 from exp.harness.client import Client
 from exp.harness.folder import create_run_folder
-from exp.harness.report import goodput_columns
+from exp.harness.report import disturbances, goodput_columns
 from exp.harness.runner import run_settings
 from exp.harness.settings import sweep
 
@@ -81,6 +81,16 @@ def test_prints_a_row_per_setting_and_says_where_times_were_taken(
     assert len({len(line) for line in out[1:4]}) == 1
     assert out[4].startswith("times taken at the engine; everything is in ")
     assert "steps took up to 2.00 × what the latency table says, and the SLOs are the table's" in out[5:]
+
+
+def test_what_makes_figures_doubtful_is_said() -> None:
+    calm = {"waited_share": 0.05, "slowdown": 1.0, "client_lag": 0.001}
+    assert disturbances([calm, {**calm, "slowdown": None}]) == []
+    assert disturbances([calm, {**calm, "client_lag": 0.012}]) == [
+        "the client sent requests up to 12 ms after their time; they count from then on"
+    ]
+    (waited,) = disturbances([{**calm, "waited_share": 0.4}])
+    assert "its threads waited 0.40 s per second for a core" in waited
 
 
 def test_the_max_log_keeps_the_best_repeat_of_each_setting(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_an_engine_with_nothing_to_run_waits_for_an_arrival_or_for_its_wake() ->
     assert BLINK <= wait <= IDLE_WAIT / 2
     assert waits_of(IdleDriver([None], wake=1.0))[1] == BLINK
     assert waits_of(IdleDriver([NOBODY]))[1] == BLINK
+    assert waits_of(IdleDriver([NOBODY], wake=time.time() + 3600.0))[1] == IDLE_WAIT
 
 
 def test_observers_hear_of_a_step_before_the_ends_that_it_brought() -> None:

@@ -82,9 +82,10 @@ def test_is_refused_in_one_line(flags: str, message: str, files: Path) -> None:
     assert result.stdout == ""
 
 
-def test_checking_imports_no_framework() -> None:
-    heavy = "{'torch', 'vllm', 'transformers', 'diffusers'}"
-    result = python("-c", f"import sys, exp.llm.__main__; sys.exit(bool({heavy} & set(sys.modules)))")
+@pytest.mark.parametrize("kind", ["llm", "diffusion"])
+def test_checking_imports_no_framework_and_nothing_that_serving_does_not_need(kind: str) -> None:
+    heavy = "{'torch', 'vllm', 'transformers', 'diffusers', 'pandas', 'pydantic', 'matplotlib'}"
+    result = python("-c", f"import sys, exp.{kind}.__main__; sys.exit(bool({heavy} & set(sys.modules)))")
     assert result.returncode == 0, result.stderr
 
 
