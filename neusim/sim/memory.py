@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from neustream.plan import UNLIMITED
@@ -47,14 +48,23 @@ class KvMemory:
     def grow(self, batch: Sequence[Request]) -> list[Request]:
         """Make room for one decode step of `batch`; returns those who lose their memory for it, in that order.
 
-        First come first served: each in turn needs a free block (vLLM's `can_append_slots`), and while there is
-        none, whoever arrived last among all that hold memory loses theirs.
+        As vLLM does: each in turn needs a free block (`can_append_slots`). While there is none, whoever was admitted
+        last loses theirs: first of those that the step leaves out, then of the batch.
         """
+        if self.free >= len(batch):
+            for request in batch:
+                if request.request_id in self._holders:
+                    self.take(request, request.context)
+            return []
+        names = {request.request_id for request in batch}
+        left_out = [holder for name, holder in self._holders.items() if name not in names]
+        in_order = batch if left_out else [holder for name, holder in self._holders.items() if name in names]
+        queue = deque(request for request in in_order if request.request_id in self._holders)
         preempted: list[Request] = []
-        ordered = batch if self.free >= len(batch) else sorted(batch, key=lambda request: request.arrival)
-        for request in ordered:
-            while request.request_id in self._holders and not self.free:
-                victim = max(reversed(self._holders.values()), key=lambda holder: holder.arrival)
+        while queue:
+            request = queue.popleft()
+            while not self.free and request.request_id in self._holders:
+                victim = left_out.pop() if left_out else queue.pop() if queue else request
                 self.release(victim)
                 preempted.append(victim)
             if request.request_id in self._holders:
