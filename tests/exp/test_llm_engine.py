@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_vllm import TABLE
@@ -31,28 +32,50 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("policy", ["neustream", "slack", "vllm"])
-def test_serves_measures_and_prints(policy: str, model: Path, tmp_path: Path) -> None:
-    """The SLO is so lax that every policy must serve every request to its last token, however slow the machine is."""
-    flags = f"--policy {policy} --rate 20,40 --requests {NUM_REQUESTS} --max-tokens {MAX_TOKENS} --device cpu --quick"
-    flags += " --pslo 10000 --dslo 10000"
-    command = [sys.executable, "-m", "exp.llm", *flags.split(), "--model", str(model)]
-    command += ["--table", str(model.parent / "table.json"), "--out", str(tmp_path / "run")]
+def run(model: Path, folder: Path, *flags: str) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Run the program; returns its summary, requests and steps."""
+    common = f"--requests {NUM_REQUESTS} --max-tokens {MAX_TOKENS} --device cpu --quick --model {model}"
+    command = [sys.executable, "-m", "exp.llm", *common.split(), *flags]
+    command += ["--table", str(model.parent / "table.json"), "--out", str(folder)]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert "times taken at the engine" in result.stdout
+    summary = json.loads((folder / "summary.json").read_text())
+    requests, steps = (
+        [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        for name in ("requests.jsonl", "steps.jsonl")
+    )
+    return summary, requests, steps
 
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+
+@pytest.mark.parametrize("policy", ["neustream", "slack", "vllm"])
+def test_serves_measures_and_records(policy: str, model: Path, tmp_path: Path) -> None:
+    """With deadlines that nobody can miss, everybody meets them, and every token is in a step's record."""
+    lax = ("--pslo", "10000", "--dslo", "10000")
+    summary, requests, steps = run(model, tmp_path / "run", "--policy", policy, "--rate", "20,40", *lax)
     assert (summary["policy"], summary["complete"], len(summary["settings"])) == (policy, True, 2)
-    requests = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
+    assert [row["good"] for row in summary["settings"]] == [NUM_REQUESTS] * 2
     ids = sorted((line["setting"], line["id"]) for line in requests)
     assert ids == [(s, f"{s}-{i}") for s in (0, 1) for i in range(NUM_REQUESTS)]
-    assert [(line["outcome"], line["units"]) for line in requests] == [("met", MAX_TOKENS)] * 2 * NUM_REQUESTS
-
-    steps = [json.loads(line) for line in (tmp_path / "run" / "steps.jsonl").read_text().splitlines()]
-    tokens = sum(step["batch_size"] for step in steps if step["module"] in ("prefill", "decode"))
-    assert tokens == sum(row["units"] for row in summary["settings"]) == 2 * NUM_REQUESTS * MAX_TOKENS
-    assert {step["module"] for step in steps} >= {"prefill", "decode"}
-    assert all(step["predicted_seconds"] > 0 for step in steps if step["module"] != "idle")
+    assert {(line["outcome"], line["units"], line["units_on_time"]) for line in requests} == {
+        ("met", MAX_TOKENS, MAX_TOKENS)
+    }
+    for setting in (0, 1):
+        mine = [step for step in steps if step["setting"] == setting]
+        assert {step["module"] for step in mine} == {"prefill", "decode"}
+        assert sum(step["batch_size"] for step in mine) == NUM_REQUESTS * MAX_TOKENS
+        prefilled = [name for step in mine if step["module"] == "prefill" for name in step["request_ids"]]
+        assert sorted(prefilled) == sorted(f"{setting}-{i}" for i in range(NUM_REQUESTS))
+        assert all(step["predicted_seconds"] > 0 for step in mine)
+    assert all(0 <= step["decision_seconds"] <= step["schedule_seconds"] <= step["seconds"] for step in steps)
     assert not any("error" in step for step in steps)
+
+
+def test_what_cannot_be_in_time_is_rejected_and_recorded(model: Path, tmp_path: Path) -> None:
+    hopeless = ("--goodput", "ttft:0.001", "tpot:0.001")
+    _, requests, steps = run(model, tmp_path / "run", "--policy", "neustream", "--rate", "40", *hopeless)
+    assert {(line["outcome"], line["units"]) for line in requests} == {("rejected", 0)}
+    assert all(line["reason"] for line in requests)
+    assert sorted(name for step in steps for name in step["rejected"]) == sorted(line["id"] for line in requests)
+    assert {(step["module"], step["batch_size"]) for step in steps} == {("idle", 0)}
