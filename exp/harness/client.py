@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
@@ -70,7 +71,8 @@ class Client:
         self._process = context.Process(target=_play, args=(theirs, asks), daemon=True)
         self.is_done = False
         # Ctrl-C goes to the whole process group; it is the engine's process that acts on it. A blocked signal
-        # stays blocked in the child.
+        # stays blocked in the child. Starting Python's resource tracker unblocks both, so that it must run already.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._process.start()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +43,29 @@ def test_a_receiver_that_is_busy_for_seconds_does_not_delay_the_stamps() -> None
     assert [ask.request_id for ask in sent] == [ask.request_id for ask in asks]
     assert all(ask.arrival < awake for ask in sent)
     assert max(one.arrival - origin - ask.arrival for one, ask in zip(sent, asks, strict=True)) < 0.5
+
+
+FIRST_CLIENT = """
+from pathlib import Path
+from exp.harness.client import Client
+from neustream.driver import Ask
+
+if __name__ == "__main__":
+    with Client([Ask("a", 60.0, None)]) as client:
+        client.start()
+        print(Path(f"/proc/{client.pid}/status").read_text().partition("SigBlk:")[2].split()[0])
+"""
+
+
+def test_ctrl_c_does_not_reach_the_client_the_first_one_of_a_run_included(tmp_path: Path) -> None:
+    """Python starts its resource tracker with the first process, and unblocks the signals on the way."""
+    script = tmp_path / "first.py"
+    script.write_text(FIRST_CLIENT)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=60)
+    assert result.returncode == 0, result.stderr
+    blocked = int(result.stdout, 16)
+    assert all(blocked >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM))
 
 
 def test_a_killed_client_is_noticed() -> None:
