@@ -19,7 +19,7 @@ from exp.diffusion import config
 from exp.diffusion.config import ImageOptions
 from exp.harness import program
 from exp.harness.options import num_requests
-from exp.harness.program import Kind, Sweep
+from exp.harness.program import Kind, Scope
 from exp.harness.runner import Bench
 from exp.harness.settings import default_rates, sweep
 from neustream.capacity import pipeline_capacity
@@ -34,7 +34,7 @@ CPU_SECONDS = 60.0
 LEAST_REQUESTS = 50
 
 
-def settings(options: ImageOptions, table: LatencyTable) -> Sweep:
+def scope(options: ImageOptions, table: LatencyTable) -> Scope:
     """Rates are --rate, or --load × the capacity, or the paper's on a GPU, or multiples of the capacity."""
     common, spec = options.common, options.spec
     steps = (options.steps[0] + options.steps[1] - 1) / 2
@@ -47,7 +47,7 @@ def settings(options: ImageOptions, table: LatencyTable) -> Sweep:
     rates = rates or default_rates(capacity, options.load or LOADS)
     axes = {"rate": rates, "cv": common.cv, "slo_scale": options.slo_scale}
     points = sweep(axes, repeats=common.num_dup, seed=common.seed)
-    return Sweep(points, num_requests(common, rates, CPU_SECONDS, LEAST_REQUESTS), capacity)
+    return Scope(points, num_requests(common, rates, CPU_SECONDS, LEAST_REQUESTS), capacity)
 
 
 def header(options: ImageOptions) -> Mapping[str, Any]:
@@ -61,11 +61,11 @@ def header(options: ImageOptions) -> Mapping[str, Any]:
     }
 
 
-def load(options: ImageOptions, table: LatencyTable, path: Path, sweep: Sweep) -> Bench:
+def load(options: ImageOptions, table: LatencyTable, path: Path, scope: Scope) -> Bench:
     """The pipeline, ready to serve."""
     from exp.diffusion.bench import load_bench  # imports torch: after all checks
 
-    return load_bench(options, table, sweep.num_requests)
+    return load_bench(options, table, scope.num_requests)
 
 
 KIND = Kind(
@@ -80,7 +80,7 @@ KIND = Kind(
     options=config.make_options,
     modules=lambda options: options.spec.modules,
     default_dtype=lambda options: "float32" if options.common.device == "cpu" else "float16",
-    sweep=settings,
+    scope=scope,
     header=header,
     load=load,
     check_files=config.check_files,

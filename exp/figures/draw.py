@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from exp.figures.study import Row, Study
+from exp.figures.study import Study
+from neustream.cli.report import Row
 
 # Okabe and Ito, "Color Universal Design" (2008).
 STYLES = {

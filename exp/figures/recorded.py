@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from exp.figures.study import Batches, Study, bin_batches
+from exp.figures.study import BatchSizes, Study, bin_batches
 from exp.harness.comparable import check_comparable
 from exp.harness.frames import rows_of
 from neusim.validating.run_folder import RunFolder, open_run
@@ -68,7 +68,7 @@ def _panel(rows: pd.DataFrame, axes: Sequence[str], axis: str) -> pd.DataFrame:
     return largest.groupby(["policy", axis], sort=False, as_index=False).agg(kept).sort_values(axis, kind="stable")
 
 
-def _batches(runs: Sequence[RunFolder], axes: Sequence[str]) -> tuple[list[Batches], str]:
+def _batches(runs: Sequence[RunFolder], axes: Sequence[str]) -> tuple[list[BatchSizes], str]:
     """Batch sizes of up to two policies, at the setting that they share and that has the highest rate."""
     at: dict[tuple[Any, ...], dict[str, tuple[RunFolder, int]]] = defaultdict(dict)
     for run in runs:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exp.figures.study import Batches, Study, bin_batches
+from exp.figures.study import BatchSizes, Study, bin_batches
 from neusim.sim.device import default_device
 from neusim.sim.run import simulate
 from neusim.sim.sweep import MAX_TOKENS, Point, Sweep, default_rate, default_steps, num_tasks, run_sweep
@@ -152,7 +152,7 @@ def batch_policies(policies: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(policy for policy in order if policy in policies))[:2]
 
 
-def _batches(plan: Plan, on_done: Callable[[], None]) -> Iterator[Batches]:
+def _batches(plan: Plan, on_done: Callable[[], None]) -> Iterator[BatchSizes]:
     sweep = plan.sweep
     main = "decode" if is_llm(sweep.table) else LOOP_MODULE
     runs = {}

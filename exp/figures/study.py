@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neustream.cli.report import Row
+
 Floats = NDArray[np.float64]
-Row = Mapping[str, Any]
-"""The figures of one run: `policy`, the values of the axes, and the keys of docs/metrics.md."""
 
 BINS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Batches:
+class BatchSizes:
     """Batch sizes of one policy over the time of one run, in BINS equal intervals; NaN where nothing ran."""
 
     policy: str
@@ -40,7 +39,7 @@ class Study:
     """How the figures came about: simulated from which kind of table, or measured."""
     panels: Mapping[str, Sequence[Row]]
     """By axis: the runs that differ in it (and in the policy) alone."""
-    batches: Sequence[Batches] = field(default=())
+    batches: Sequence[BatchSizes] = field(default=())
     batches_at: str = ""
     """The setting of the runs behind `batches`, in words."""
     capacity: float | None = None
@@ -58,7 +57,7 @@ class Study:
         return list(dict.fromkeys([*rows, *(batches.policy for batches in self.batches)]))
 
 
-def bin_batches(policy: str, steps: Sequence[tuple[float, float, int]], end: float) -> Batches:
+def bin_batches(policy: str, steps: Sequence[tuple[float, float, int]], end: float) -> BatchSizes:
     """Sum up steps `(start, end, batch size)` of a run that lasted from 0 to `end` seconds."""
     edges = np.linspace(0.0, end, BINS + 1)
     weight, total = np.zeros(BINS), np.zeros(BINS)
@@ -75,4 +74,4 @@ def bin_batches(policy: str, steps: Sequence[tuple[float, float, int]], end: flo
     ran = weight > 0
     mean = np.divide(total, weight, out=np.full(BINS, np.nan), where=ran)
     middle = (edges[:-1] + edges[1:]) / 2
-    return Batches(policy, middle, mean, np.where(ran, least, np.nan), np.where(ran, most, np.nan))
+    return BatchSizes(policy, middle, mean, np.where(ran, least, np.nan), np.where(ran, most, np.nan))

@@ -1,8 +1,8 @@
 """What every experiment shares; a new kind of model brings a `program.Kind`, and nothing else.
 
-    def load(options, table, path, sweep) -> Bench: ...      # loads the model; see `runner.Bench`
+    def load(options, table, path, scope) -> Bench: ...      # loads the model; see `runner.Bench`
 
-    KIND = Kind(name="images", add_arguments=…, options=…, sweep=…, header=…, load=load, …)
+    KIND = Kind(name="images", add_arguments=…, options=…, scope=…, header=…, load=load, …)
 
     if __name__ == "__main__":
         sys.exit(program.main(KIND))

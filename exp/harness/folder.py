@@ -18,8 +18,8 @@ from neustream.files import write_atomically
 from neustream.records import JsonLines
 
 
-class RunFolder:
-    """`requests.jsonl`, `steps.jsonl`, `summary.json` and the two logs of one run.
+class RunWriter:
+    """Writes `requests.jsonl`, `steps.jsonl`, `summary.json` and the two logs of one run.
 
     Context manager: closing flushes the records, also after an error.
     """
@@ -73,14 +73,14 @@ class RunFolder:
                 file.unlink()
             self.path.rmdir()
 
-    def __enter__(self) -> RunFolder:
+    def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def create_run_folder(out: str | None, policy: str, model: str, *, runs: Path = RUNS) -> RunFolder:
+def create_run_folder(out: str | None, policy: str, model: str, *, runs: Path = RUNS) -> RunWriter:
     """Make the folder of a new run: `runs/<out>`, or `out` itself where it is a path.
 
     Raises BadInput if there is a run in it already, or it cannot be written.
@@ -92,7 +92,7 @@ def create_run_folder(out: str | None, policy: str, model: str, *, runs: Path = 
             path = _make_new(path)
         else:
             _claim(path)
-        return RunFolder(path)
+        return RunWriter(path)
     except OSError as error:
         raise BadInput(f"cannot write the output folder {path}: {error.strerror}") from error
 

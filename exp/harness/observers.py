@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from exp.harness.folder import RunFolder
+from exp.harness.folder import RunWriter
 from neustream.records import RequestRecord, StepRecord
 from neustream.request import Request
 
@@ -62,7 +62,7 @@ class StepTotals:
 class Recorder:
     """Writes a setting's lines of `steps.jsonl` and `requests.jsonl`, times in seconds since `origin`. An observer."""
 
-    def __init__(self, folder: RunFolder, setting: int) -> None:
+    def __init__(self, folder: RunWriter, setting: int) -> None:
         self.folder = folder
         self.setting = setting
         self.origin = 0.0

@@ -1,4 +1,4 @@
-"""The frame of every experiment program: arguments, table, run folder, loading, sweep. A `Kind` brings the rest."""
+"""The frame of every experiment program: arguments, table, run folder, loading, settings. A `Kind` brings the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from exp.harness.folder import RunFolder, create_run_folder
+from exp.harness.folder import RunWriter, create_run_folder
 from exp.harness.options import Options
 from exp.harness.report import goodput_columns
 from exp.harness.runner import Bench, run_settings
@@ -23,7 +23,7 @@ Own = TypeVar("Own", bound=Options)
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
+class Scope:
     """What a run serves: its settings, the requests of each, and the capacity that its rates are measured by."""
 
     settings: Sequence[Setting]
@@ -58,11 +58,11 @@ class Kind(Generic[Own]):
     """The modules that its latency table must have."""
     default_dtype: Callable[[Own], str]
     """The data type where neither the user nor the table names one."""
-    sweep: Callable[[Own, LatencyTable], Sweep]
+    scope: Callable[[Own, LatencyTable], Scope]
     """The settings of the run."""
     header: Callable[[Own], Mapping[str, Any]]
     """What the summary says of the run besides what it says of every one."""
-    load: Callable[[Own, LatencyTable, Path, Sweep], Bench]
+    load: Callable[[Own, LatencyTable, Path, Scope], Bench]
     """Loads the model, warmed up, given its table and the table's file. Raises BadInput, RunFailed, or whatever."""
     check_files: Callable[[Own], None] = _nothing
     """Checks what is read and written besides tables and the run. Raises BadInput."""
@@ -89,16 +89,16 @@ def run(kind: Kind[Own], options: Own) -> int:
             if common.dtype in (None, "auto"):
                 dtype = table.info.get("dtype", kind.default_dtype(options))
                 options = replace(options, common=replace(common, dtype=dtype))
-            sweep = kind.sweep(options, table)
-            head = header(kind, options, table, path, sweep)
-            bench = load(kind, options, table, path, sweep, folder)
-            columns = goodput_columns(list(sweep.settings[0].values), kind.unit)
-            return run_settings(bench, sweep.settings, folder, head, best_by=kind.best_by, columns=columns)
+            scope = kind.scope(options, table)
+            head = header(kind, options, table, path, scope)
+            bench = load(kind, options, table, path, scope, folder)
+            columns = goodput_columns(list(scope.settings[0].values), kind.unit)
+            return run_settings(bench, scope.settings, folder, head, best_by=kind.best_by, columns=columns)
         finally:
             folder.remove_if_empty()
 
 
-def header(kind: Kind[Own], options: Own, table: LatencyTable, path: Path, sweep: Sweep) -> dict[str, Any]:
+def header(kind: Kind[Own], options: Own, table: LatencyTable, path: Path, scope: Scope) -> dict[str, Any]:
     """What the summary says of the run besides its figures."""
     common = options.common
     return {
@@ -108,8 +108,8 @@ def header(kind: Kind[Own], options: Own, table: LatencyTable, path: Path, sweep
         "device": common.slug,
         "dtype": common.dtype,
         **table_header(path, table),
-        "capacity": sweep.capacity,
-        "requests": sweep.num_requests,
+        "capacity": scope.capacity,
+        "requests": scope.num_requests,
         **kind.header(options),
         "taken_at": "engine",
         "versions": versions(*kind.packages),
@@ -117,12 +117,12 @@ def header(kind: Kind[Own], options: Own, table: LatencyTable, path: Path, sweep
     }
 
 
-def load(kind: Kind[Own], options: Own, table: LatencyTable, path: Path, sweep: Sweep, folder: RunFolder) -> Bench:
+def load(kind: Kind[Own], options: Own, table: LatencyTable, path: Path, scope: Scope, folder: RunWriter) -> Bench:
     """The model, ready to serve. Raises BadInput or RunFailed, with the trace kept in the run's folder."""
     common = options.common
     print(f"loading {common.model} ({common.dtype}) on {common.slug} …", file=sys.stderr, flush=True)
     try:
-        return kind.load(options, table, path, sweep)
+        return kind.load(options, table, path, scope)
     except (BadInput, RunFailed):
         raise
     except Exception as error:

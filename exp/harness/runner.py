@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import Any, Protocol
 
 from exp.harness.client import Client, ClientDied
-from exp.harness.folder import RunFolder
+from exp.harness.folder import RunWriter
 from exp.harness.observers import Recorder, StepTotals
 from exp.harness.progress import Progress
 from exp.harness.report import best_of_repeats, disturbances, heading, log_line
@@ -37,7 +37,7 @@ class Bench(Protocol):
 
 
 def measure(
-    bench: Bench, setting: Setting, num_settings: int, folder: RunFolder, interrupt: Interrupt, row: dict[str, Any]
+    bench: Bench, setting: Setting, num_settings: int, folder: RunWriter, interrupt: Interrupt, row: dict[str, Any]
 ) -> None:
     """Serve one setting and fill in `row`, as far as it came also when an error is raised."""
     counter, totals = GoodputCounter(), StepTotals()
@@ -68,7 +68,7 @@ def measure(
 def run_settings(
     bench: Bench,
     settings: Sequence[Setting],
-    folder: RunFolder,
+    folder: RunWriter,
     header: Mapping[str, Any],
     *,
     best_by: str,
@@ -118,7 +118,7 @@ def run_settings(
 
 
 def _write(
-    folder: RunFolder, summary: dict[str, Any], rows: list[dict[str, Any]], axes: list[str], best_by: str
+    folder: RunWriter, summary: dict[str, Any], rows: list[dict[str, Any]], axes: list[str], best_by: str
 ) -> None:
     folder.flush()
     folder.write_summary(summary)
@@ -128,7 +128,7 @@ def _write(
     folder.write_lines("step_prediction_max.log", [log_line(row, axes, fixed) for row in best])
 
 
-def _report(error: Exception, setting: Setting, folder: RunFolder) -> int:
+def _report(error: Exception, setting: Setting, folder: RunWriter) -> int:
     """Say in a line what ended the run; the trace of an unexpected error goes to the run's folder."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         what = f"cannot write to {folder.path}: {error.strerror}"

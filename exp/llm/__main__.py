@@ -17,7 +17,7 @@ from typing import Any
 
 from exp.harness import program
 from exp.harness.options import num_requests
-from exp.harness.program import Kind, Sweep
+from exp.harness.program import Kind, Scope
 from exp.harness.runner import Bench
 from exp.harness.settings import default_rates, sweep
 from exp.llm import config
@@ -32,7 +32,7 @@ CPU_SECONDS = 150.0
 LEAST_REQUESTS = 30
 
 
-def settings(options: LlmOptions, table: LatencyTable) -> Sweep:
+def scope(options: LlmOptions, table: LatencyTable) -> Scope:
     """Without --rate, rates are multiples of the capacity; on a CPU --requests follows from that too."""
     common = options.common
     prompt = options.prompts.mean_length(common.seed)
@@ -41,7 +41,7 @@ def settings(options: LlmOptions, table: LatencyTable) -> Sweep:
     capacity = llm_capacity(table, prompt=prompt, max_tokens=options.max_tokens, dslo=pace)
     usual = default_rates(capacity)
     points = sweep(config.sweep_axes(options, common.rate or usual), repeats=common.num_dup, seed=common.seed)
-    return Sweep(points, num_requests(common, usual, CPU_SECONDS, LEAST_REQUESTS), capacity)
+    return Scope(points, num_requests(common, usual, CPU_SECONDS, LEAST_REQUESTS), capacity)
 
 
 def header(options: LlmOptions) -> Mapping[str, Any]:
@@ -57,9 +57,9 @@ def header(options: LlmOptions) -> Mapping[str, Any]:
     }
 
 
-def load(options: LlmOptions, table: LatencyTable, path: Path, sweep: Sweep) -> Bench:
+def load(options: LlmOptions, table: LatencyTable, path: Path, scope: Scope) -> Bench:
     """The engine, ready to serve."""
-    return load_bench(options, table, path, sweep.num_requests)
+    return load_bench(options, table, path, scope.num_requests)
 
 
 KIND = Kind(
@@ -73,7 +73,7 @@ KIND = Kind(
     options=config.make_options,
     modules=lambda options: (PREFILL, DECODE),
     default_dtype=lambda options: "auto",
-    sweep=settings,
+    scope=scope,
     header=header,
     load=load,
 )

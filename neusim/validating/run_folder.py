@@ -18,7 +18,7 @@ from neustream.cli.paths import RUNS
 from neustream.files import read_json, read_text
 from neustream.records import RequestRecord
 
-Row = TypeVar("Row")
+Line = TypeVar("Line")
 
 SCALES = ("pslo", "dslo", "slo_scale")
 
@@ -137,8 +137,8 @@ def read_steps(path: Path, num_settings: int) -> list[list[StepRow]]:
     return _by_setting(path, _STEP, num_settings) if path.is_file() else [[] for _ in range(num_settings)]
 
 
-def _by_setting(path: Path, adapter: TypeAdapter[Row], num_settings: int) -> list[list[Row]]:
-    groups: list[list[Row]] = [[] for _ in range(num_settings)]
+def _by_setting(path: Path, adapter: TypeAdapter[Line], num_settings: int) -> list[list[Line]]:
+    groups: list[list[Line]] = [[] for _ in range(num_settings)]
     for number, line in enumerate(read_text(path, BadInput).splitlines(), start=1):
         try:
             data = json.loads(line)

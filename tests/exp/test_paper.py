@@ -23,7 +23,7 @@ def test_experiments_and_simulator_give_an_h200_the_sweep_of_the_h100(device: st
     table = LatencyTable("sd15-512", device, dict.fromkeys(model_spec("sd15-512").modules, alone))
     options = KIND.options(make_parser(KIND).parse_args(["sd15-512", "--device", "cpu"]))
     gpu = replace(options, common=replace(options.common, device="cuda", slug=device))
-    swept = KIND.sweep(gpu, table)
+    swept = KIND.scope(gpu, table)
     assert tuple(dict.fromkeys(setting["rate"] for setting in swept.settings)) == SD_512_H100
     assert swept.num_requests == 500
     assert default_rate(table, {}, 1) == 0.8
