@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neustream.policies.base import StepPolicy
+from neustream.policies.base import PolicyContext, StepPolicy
 from neustream.policies.chunked import Chunked
 from neustream.policies.clockwork import Clockwork
 from neustream.policies.demotion import WithDemotion
 from neustream.policies.fcfs import Fcfs
-from neustream.policies.fcfs_loop import FirstIn
+from neustream.policies.fcfs_loop import FcfsLoop
 from neustream.policies.neustream_llm import NeuStreamLlm
 from neustream.policies.neustream_loop import NeuStreamLoop
 from neustream.policies.slack.llm import SlackLlm
@@ -19,9 +21,21 @@ from neustream.policies.slack.loop import SlackLoop
 from neustream.route import DECODE, PREFILL
 from neustream.tables import LatencyTable
 
-__all__ = ["DECODE", "POLICIES", "PREFILL", "Entry", "StepPolicy", "is_llm", "make_policy", "policies_for"]
+__all__ = [
+    "DECODE",
+    "POLICIES",
+    "PREFILL",
+    "Entry",
+    "PolicyContext",
+    "StepPolicy",
+    "check_abilities",
+    "is_llm",
+    "make_policy",
+    "policies_for",
+]
 
 Build = Callable[..., StepPolicy]
+"""Called with the table, a `PolicyContext`, and the policy's own options, which are its keyword-only parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +45,20 @@ class Entry:
     summary: str
     llm: Build | None = None
     loop: Build | None = None
+    splits: bool = False
+    """Whether it spreads a prompt over several steps: the driver must be able to run pieces (`Limits.can_split`)."""
 
 
 POLICIES: Mapping[str, Entry] = {
-    "fcfs": Entry("vLLM's default: every prefill that fits, before any decode", llm=lambda table: Fcfs()),
-    "chunked": Entry("Sarathi-Serve: decodes never pause, prompts ride along in pieces", llm=Chunked),
+    "fcfs": Entry(
+        "first come first served: vLLM's default (LLM), one after the other (loop)",
+        lambda table, context: Fcfs(),
+        lambda table, context: FcfsLoop(),
+    ),
+    "chunked": Entry("Sarathi-Serve: decodes never pause, prompts ride along in pieces", Chunked, splits=True),
     "neustream": Entry("the paper's rules: credit (LLM), passed-over first (loop)", NeuStreamLlm, NeuStreamLoop),
     "clockwork": Entry("whole requests of equal step counts, by latest start (OSDI'20)", loop=Clockwork),
-    "slack": Entry("ours: start only what leaves every promise kept", SlackLlm, SlackLoop),
+    "slack": Entry("ours: start only what, by the forecast, keeps every promise", SlackLlm, SlackLoop),
 }
 
 
@@ -52,19 +72,39 @@ def policies_for(table: LatencyTable) -> list[str]:
     return [name for name, entry in POLICIES.items() if (entry.llm if is_llm(table) else entry.loop)]
 
 
-def make_policy(name: str, table: LatencyTable, **options: Any) -> StepPolicy:
-    """The policy of that name for this table's kind of model. `options` go to its constructor.
+def check_abilities(name: str, *, can_split: bool, driver: str = "this driver") -> None:
+    """Raise ValueError for a policy that needs what the driver cannot do, naming it; also for an unknown policy."""
+    if _entry(name).splits and not can_split:
+        others = ", ".join(other for other, entry in POLICIES.items() if entry.llm and not entry.splits)
+        raise ValueError(
+            f"policy {name!r} splits prompts over several steps, which {driver} cannot do; {others} do not need it"
+        )
 
-    Raises ValueError for an unknown name, one that does not serve this kind of model, or an unknown option.
+
+def make_policy(name: str, table: LatencyTable, **options: Any) -> StepPolicy:
+    """The policy of that name for this table's kind of model.
+
+    The fields of `PolicyContext` (`slo_scale`, `handover`) may be given for any policy; the other `options` are its
+    own. Raises ValueError for an unknown name, one that does not serve this kind of model, an unknown option, or a
+    value out of range.
     """
-    entry = POLICIES.get(name)
-    if entry is None:
-        raise ValueError(f"unknown policy {name!r}; there are {', '.join(POLICIES)}")
+    entry = _entry(name)
     build = entry.llm if is_llm(table) else entry.loop
     if build is None:
         raise ValueError(f"policy {name!r} does not serve {table.model}; {', '.join(policies_for(table))} do")
-    try:
-        policy = build(table, **options)
-    except TypeError as error:
-        raise ValueError(f"policy {name!r}: {error}") from error
-    return WithDemotion(policy, Fcfs() if is_llm(table) else FirstIn())
+    surroundings = {field.name for field in dataclasses.fields(PolicyContext)}
+    context = PolicyContext(**{key: value for key, value in options.items() if key in surroundings})
+    own = {key: value for key, value in options.items() if key not in surroundings}
+    parameters = inspect.signature(build).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    unknown = [key for key in own if key not in known]
+    if unknown:
+        raise ValueError(f"policy {name!r} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    return WithDemotion(build(table, context, **own), Fcfs() if is_llm(table) else FcfsLoop())
+
+
+def _entry(name: str) -> Entry:
+    entry = POLICIES.get(name)
+    if entry is None:
+        raise ValueError(f"unknown policy {name!r}; there are {', '.join(POLICIES)}")
+    return entry

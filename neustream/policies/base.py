@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from neustream.plan import Limits, StepPlan
@@ -11,6 +12,32 @@ from neustream.streams import Streams
 
 MAX_BATCH = 64
 """Requests of a pipeline in one step: larger batches are never planned, whatever the table covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyContext:
+    """What a policy is told of where it runs, whether it needs it or not. Raises ValueError for values out of range."""
+
+    slo_scale: float = 3.0
+    """The SLO scale that a pipeline's batches are made for; at least 1."""
+    handover: float = 0.0
+    """Seconds that a request takes to the next module's process; 0 where one process runs all modules."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("slo_scale", 1), ("handover", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value >= least:
+                raise ValueError(f"{name} must be at least {least}, got {value!r}")
+
+
+USUAL = PolicyContext()
+
+
+def at_least(name: str, value: int, least: int) -> int:
+    """A policy's option that is a whole number. Raises ValueError for what is none, or is below `least`."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return value
 
 
 class StepPolicy(Protocol):

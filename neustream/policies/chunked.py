@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from neustream.plan import IDLE, Limits, Piece, StepPlan
-from neustream.policies.base import seats_taken
+from neustream.policies.base import USUAL, PolicyContext, at_least, seats_taken
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
@@ -20,10 +20,8 @@ class Chunked:
     and nobody is rejected.
     """
 
-    def __init__(self, table: LatencyTable, *, budget: int = BUDGET) -> None:
-        if budget < 1:
-            raise ValueError(f"budget must be at least 1 token, got {budget}")
-        self.budget = budget
+    def __init__(self, table: LatencyTable, context: PolicyContext = USUAL, *, budget: int = BUDGET) -> None:
+        self.budget = at_least("budget", budget, 1)
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
         running = tuple(streams[DECODE])

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
+from neustream.policies.base import USUAL, PolicyContext, at_least
 from neustream.request import Request
 from neustream.route import Route
 from neustream.streams import Streams
@@ -26,18 +27,12 @@ class Clockwork:
     head's deadline less `exec(b) = Σ visits × latency(b)` over what remains of the route, and a `handover` for
     each process after this one. When the device is free, the strategy with the earliest latest start that is
     not past runs. A request that would end too late even alone is rejected.
-
-    `slo_scale` is accepted, as by every loop policy; whole requests need no batch cap.
     """
 
-    def __init__(
-        self, table: LatencyTable, *, slo_scale: float = 3.0, handover: float = 0.0, max_batch: int = MAX_BATCH
-    ) -> None:
-        if max_batch < 1:
-            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+    def __init__(self, table: LatencyTable, context: PolicyContext = USUAL, *, max_batch: int = MAX_BATCH) -> None:
         self.table = table
-        self.handover = handover
-        self.max_batch = max_batch
+        self.handover = context.handover
+        self.max_batch = at_least("max_batch", max_batch, 1)
         self._exec = lru_cache(maxsize=1 << 14)(self._exec_seconds)
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:

@@ -1,4 +1,4 @@
-"""first-in: the plainest order for pipelines of loop modules; it serves demoted requests."""
+"""fcfs for pipelines of loop modules: the plainest order there is, a baseline. It also serves demoted requests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from neustream.plan import IDLE, Limits, StepPlan
 from neustream.streams import Streams
 
 
-class FirstIn:
-    """The last module that has requests runs the one that entered its stream first, alone."""
+class FcfsLoop:
+    """The last module that has requests runs the one that entered its stream first, alone; nobody is rejected."""
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
         for module in reversed(streams.modules):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from neustream.cost import shape_of
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.policies.base import num_fitting
+from neustream.policies.base import USUAL, PolicyContext, at_least, num_fitting
 from neustream.request import Request
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
@@ -29,10 +29,10 @@ class NeuStreamLlm:
     latest when those that run have finished.
     """
 
-    def __init__(self, table: LatencyTable, *, horizon: int = HORIZON) -> None:
+    def __init__(self, table: LatencyTable, context: PolicyContext = USUAL, *, horizon: int = HORIZON) -> None:
         self.prefill = table[PREFILL]
         self.decode = table[DECODE]
-        self.horizon = horizon
+        self.horizon = at_least("horizon", horizon, 0)
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
         running = streams[DECODE]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from neustream.cost import remaining_alone
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.policies.base import MAX_BATCH
+from neustream.policies.base import MAX_BATCH, USUAL, PolicyContext
 from neustream.request import Request
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
@@ -25,19 +25,16 @@ def batch_cap(table: LatencyTable, module: str, slo_scale: float, delta: float =
 class NeuStreamLoop:
     """Batches requests of any step count at every step; nobody is passed over twice while others were not once.
 
-    `slo_scale` bounds the batch, so that a request whose every step runs in a full batch still meets an SLO
-    of that scale. `handover` is the time that a request takes to reach the next module's process (0 where one
-    process runs all modules). Where one device runs several modules, those that are visited once go before
+    The context's `slo_scale` bounds the batch, so that a request whose every step runs in a full batch still meets
+    an SLO of that scale. Where one device runs several modules, those that are visited once go before
     the loop, or nobody could join its batches (text encoder) or leave them (VAE) while it has requests; among
     them the one nearest to the end of the pipeline is first: its requests are the closest to counting.
     """
 
-    def __init__(self, table: LatencyTable, *, slo_scale: float = 3.0, handover: float = 0.0) -> None:
-        if slo_scale < 1.0:
-            raise ValueError(f"slo_scale must be at least 1, got {slo_scale:g}")
+    def __init__(self, table: LatencyTable, context: PolicyContext = USUAL) -> None:
         self.table = table
-        self.handover = handover
-        self.caps = {module: batch_cap(table, module, slo_scale) for module in table.modules}
+        self.handover = context.handover
+        self.caps = {module: batch_cap(table, module, context.slo_scale) for module in table.modules}
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
         rejected: list[Rejection] = []

@@ -107,7 +107,7 @@ def test_both_policies_get_the_same_requests(dit: Pipeline) -> None:
         (["--slo-scale", "0.5"], "must be at least 1, got 0.5"),
         (["--rate", "-1"], "must be above 0, got -1"),
         (["--rate", "1", "--load", "1"], "give it or --rate, not both"),
-        (["--policy", "fcfs"], "unknown policy 'fcfs'; there are "),
+        (["--policy", "chunked"], "unknown policy 'chunked'; there are "),
         (["--schedule", "euler", "dit-nano"], "dit-nano has no schedule 'euler'; it has ddim, ddpm"),
         (["--device", "tpu"], "unknown device 'tpu'; there are cpu, cuda"),
         (["--dtype", "float16"], "dtype float16 is not to be had on a CPU"),

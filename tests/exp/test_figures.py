@@ -270,7 +270,7 @@ def test_rates_are_multiples_of_the_capacity_or_the_papers(tables: Path) -> None
     [
         (["--models", "opt-9b"], "no table of opt-9b in"),
         (["--policy", "best"], "unknown policy 'best'; there are"),
-        (["--models", "dit-s-2-256", "--policy", "fcfs"], "none of fcfs serves dit-s-2-256; "),
+        (["--models", "dit-s-2-256", "--policy", "chunked"], "none of chunked serves dit-s-2-256; "),
         (["--requests", "0"], "must be at least 1, got 0"),
         (["--tables", "/nowhere"], "--tables /nowhere is not a folder"),
         (["--runs", "/nowhere"], "/nowhere: no run"),

@@ -124,7 +124,7 @@ def test_the_layout_is_a_choice(tables, capsys):
     [
         (["--model", "nope"], "no table of nope on gpu in .*; there are gpu/odd, gpu/opt-hand, gpu/sd-hand"),
         (["--model", "sd-hand", "--policy", "nope"], "unknown policy 'nope'; there are .*neustream"),
-        (["--model", "sd-hand", "--policy", "neustream,fcfs"], "policy 'fcfs' does not serve sd-hand; .*clockwork"),
+        (["--model", "sd-hand", "--policy", "chunked"], "policy 'chunked' does not serve sd-hand; .*clockwork"),
         (["--model", "opt-hand", "--slo-scale", "3"], "--slo-scale does not apply: opt-hand is a language model"),
         (["--model", "opt-hand", "--steps", "3:5"], "--steps does not apply: opt-hand is a language model"),
         (["--model", "sd-hand", "--rate", "1", "--pslo", "3"], "--pslo does not apply: sd-hand is an image pipeline"),

@@ -8,7 +8,7 @@ from neusim.sim.events import EventQueue, Priority
 from neustream import LatencyTable, Outcome, Request
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.policies.fcfs import Fcfs
-from neustream.policies.fcfs_loop import FirstIn as FcfsLoop
+from neustream.policies.fcfs_loop import FcfsLoop
 from neustream.route import llm_route, pipeline_route
 from neustream.slo import NO_DEADLINES
 

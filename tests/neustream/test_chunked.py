@@ -90,5 +90,5 @@ def test_with_nothing_to_run_it_idles(table):
 
 
 def test_a_budget_below_one_token_is_refused(table):
-    with pytest.raises(ValueError, match="at least 1 token, got 0"):
+    with pytest.raises(ValueError, match="budget must be a whole number of at least 1, got 0"):
         make_policy("chunked", table, budget=0)

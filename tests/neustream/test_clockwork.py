@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from neustream import Deadlines, LatencyTable, Limits, Request, make_policy
+from neustream.policies.base import PolicyContext
 from neustream.policies.clockwork import Clockwork
 from neustream.route import pipeline_route
 from neustream.streams import Streams
@@ -90,14 +91,14 @@ def test_a_process_of_one_module_takes_what_earlier_processes_ran_as_waiting(loo
     for request in requests:
         request.advance(1.0)
         streams.add(request)
-    plan = Clockwork(loop_table, handover=0.035).plan(1.0, streams, Limits())
+    plan = Clockwork(loop_table, PolicyContext(handover=0.035)).plan(1.0, streams, Limits())
     assert [request.request_id for request in plan.batch] == ["b", "a"]
     assert [rejection.request.request_id for rejection in plan.rejected] == ["late"]
 
     first = Streams(["denoise"])
     first.add(image("tight", 0.0, 1, 1.52))
     assert Clockwork(loop_table).plan(0.0, first, Limits()).batch
-    assert Clockwork(loop_table, handover=0.035).plan(0.0, first, Limits()).rejected
+    assert Clockwork(loop_table, PolicyContext(handover=0.035)).plan(0.0, first, Limits()).rejected
 
 
 def test_planning_changes_nothing(loop_table):

@@ -154,10 +154,12 @@ def test_a_request_that_cannot_finish_in_time_is_rejected_or_demoted_as_its_user
 def test_unknown_policies_and_options_are_refused_with_the_known_ones(llm_table, loop_table):
     with pytest.raises(ValueError, match=r"unknown policy 'magic'; there are .*neustream"):
         make_policy("magic", llm_table)
-    with pytest.raises(ValueError, match=r"'fcfs' does not serve dit-hand; .*neustream.* do"):
-        make_policy("fcfs", loop_table)
-    with pytest.raises(ValueError, match=r"policy 'neustream': .*colour"):
+    with pytest.raises(ValueError, match=r"'chunked' does not serve dit-hand; .*neustream.* do"):
+        make_policy("chunked", loop_table)
+    with pytest.raises(ValueError, match=r"policy 'neustream' has no option 'colour'; it has horizon"):
         make_policy("neustream", llm_table, colour=1)
+    with pytest.raises(ValueError, match=r"policy 'fcfs' has no option 'horizon'; it has none"):
+        make_policy("fcfs", loop_table, horizon=1)
     with pytest.raises(ValueError, match="slo_scale must be at least 1"):
         make_policy("neustream", loop_table, slo_scale=0.5)
 

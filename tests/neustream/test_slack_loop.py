@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from neustream import LatencyTable, Limits, Outcome, Request, ScaleSlo, Streams, make_policy
 from neustream.goodput import GoodputCounter
 from neustream.latency import BatchLatency
+from neustream.policies.base import PolicyContext
 from neustream.policies.slack.fit import FluidFit, Job, best_sizes, rank
 from neustream.policies.slack.loop import SlackLoop, seconds_by_batch
 from neustream.route import pipeline_route
@@ -92,7 +93,7 @@ def test_a_slow_device_is_like_tighter_margins_unless_its_modules_are_processes_
         streams.add(image(name, loop_table, 0.0, 2, due=4.6))
     slow = Limits(drift={"denoise": 1.2})
     sizes = [
-        len(SlackLoop(loop_table, handover=handover).plan(0.0, streams, limits).batch)
+        len(SlackLoop(loop_table, PolicyContext(handover=handover)).plan(0.0, streams, limits).batch)
         for handover, limits in ((0.0, Limits()), (0.0, slow), (1e-3, slow))
     ]
     assert sizes == [2, 1, 2]
@@ -143,9 +144,9 @@ def test_a_process_of_one_module_serves_the_most_urgent_first_in_batches_that_th
     for request in waiting:
         request.advance(1.0)
         streams.add(request)
-    plan = SlackLoop(loop_table, handover=0.035).plan(1.5, streams, Limits())
+    plan = SlackLoop(loop_table, PolicyContext(handover=0.035)).plan(1.5, streams, Limits())
     assert (plan.module, [request.request_id for request in plan.batch]) == ("vae", ["b"])
-    plan = SlackLoop(loop_table, handover=0.035).plan(1.0, streams, Limits())
+    plan = SlackLoop(loop_table, PolicyContext(handover=0.035)).plan(1.0, streams, Limits())
     assert [request.request_id for request in plan.batch] == ["b", "c"]
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
+from neustream.policies.base import USUAL, PolicyContext
 from neustream.policies.slack.admission import Admission, Candidate, Residents
 from neustream.policies.slack.forecast import DecodeForecast, Member
 from neustream.request import Request
@@ -37,7 +38,7 @@ class Triage(NamedTuple):
 class SlackLlm:
     """Commits only to what can be kept: see `plan`. A request that was never late is a promise."""
 
-    def __init__(self, table: LatencyTable) -> None:
+    def __init__(self, table: LatencyTable, context: PolicyContext = USUAL) -> None:
         self.prefill = table[PREFILL]
         self.forecast = DecodeForecast(table[DECODE])
         self._alone: dict[int, float] = {}

@@ -12,7 +12,7 @@ import numpy as np
 from neustream.cost import gpu_demand
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.policies.base import MAX_BATCH
+from neustream.policies.base import MAX_BATCH, USUAL, PolicyContext
 from neustream.policies.slack.fit import FluidFit, Job, rank, rows_of
 from neustream.request import Request
 from neustream.route import Route
@@ -45,18 +45,13 @@ class Way(NamedTuple):
 class SlackLoop:
     """Commits only to what can be kept: see `plan`.
 
-    A request whose loop has begun is a promise, broken only where that keeps more requests. `slo_scale` is
-    accepted, as by every loop policy, and not needed: the deadlines say it all. `handover` is the time that a
-    request takes to reach the next module's process, 0 where one process runs all modules.
+    A request whose loop has begun is a promise, broken only where that keeps more requests. The context's SLO scale
+    is not needed: the deadlines say it all.
     """
 
-    def __init__(self, table: LatencyTable, *, slo_scale: float = 3.0, handover: float = 0.0) -> None:
-        if slo_scale < 1.0:
-            raise ValueError(f"slo_scale must be at least 1, got {slo_scale:g}")
-        if handover < 0.0:
-            raise ValueError(f"handover must be at least 0, got {handover:g}")
+    def __init__(self, table: LatencyTable, context: PolicyContext = USUAL) -> None:
         self.table = table
-        self.handover = handover
+        self.handover = context.handover
         self.seconds = {module: seconds_by_batch(table, module) for module in table.modules}
         """Per module: seconds of a step by batch size (entry 0 unused), never falling."""
         self._busy = {
