@@ -89,8 +89,7 @@ def run_settings(
     code = 0
     with interrupt or Interrupt() as stop:
         for setting in settings:
-            row: dict[str, Any] = {**setting.values, "repeat": setting.repeat, "seed": setting.seed}
-            row["load"] = setting["rate"] / header["capacity"] if header.get("capacity") else None
+            row = _row(setting, header)
             try:
                 try:
                     measure(bench, setting, len(settings), folder, stop, row)
@@ -108,13 +107,17 @@ def run_settings(
             if code:
                 break
     if rows:
-        print(heading(header))
-        print(format_table(rows, columns))
         extent = "everything" if summary["complete"] else "what there is"
-        print(f"times taken at the {header['taken_at']}; {extent} is in {folder.path}")
-        for note in disturbances(rows):
-            print(note)
+        where = f"times taken at the {header['taken_at']}; {extent} is in {folder.path}"
+        print("\n".join([heading(header), format_table(rows, columns), where, *disturbances(rows)]))
     return code
+
+
+def _row(setting: Setting, header: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a setting before it is measured."""
+    capacity = header.get("capacity")
+    load = setting["rate"] / capacity if capacity else None
+    return {**setting.values, "repeat": setting.repeat, "seed": setting.seed, "load": load}
 
 
 def _write(
