@@ -32,10 +32,14 @@ class FakePolicy:
 
 
 class FakeVllm:
-    """Prefills one waiting request per step, else decodes all running. `reject` names requests that time out."""
+    """Prefills one waiting request per step, else decodes all running. `reject` names requests that time out.
+
+    Whoever is in `preempted` is prefilled once more.
+    """
 
     def __init__(self, reject: Iterable[str] = (), seconds: float = 0.001, has_policy: bool = True) -> None:
         self.reject = set(reject)
+        self.preempted: set[str] = set()
         self.seconds = seconds
         self.scheduler = [SimpleNamespace(on_step=None, step_policy=FakePolicy() if has_policy else None)]
         self.added: dict[str, dict[str, Any]] = {}
@@ -58,9 +62,11 @@ class FakeVllm:
     def step(self) -> list[Any]:
         start = time.time()
         rejected = [request for name, request in self.live.items() if name in self.reject]
-        waiting = [request for request in self.live.values() if not request.metrics.token_times]
+        again = self.preempted
+        waiting = [r for name, r in self.live.items() if not r.metrics.token_times or name in again]
         waiting = [request for request in waiting if request not in rejected]
         batch = waiting[:1] or [request for request in self.live.values() if request not in rejected]
+        self.preempted -= {request.request_id for request in batch}
         time.sleep(self.seconds)
         now = time.time()
         for request in batch:

@@ -90,12 +90,17 @@ def test_an_end_is_judged_by_its_reason_and_its_tokens(reason: str, times: list[
 
 
 def test_what_is_prefilled_again_was_preempted() -> None:
-    driver, engine = scripted([delivered("a", DEADLINES[:1], None)], [delivered("a", DEADLINES[:2], None)])
+    """Also under stock vLLM, which tells nobody: its prompt and its tokens are predicted anew."""
+    engine = FakeVllm(has_policy=False)
+    driver = driver_of(engine)
     driver.submit(ask("a"))
     driver.step()
-    engine.scheduler[0].on_step(engine._record(0.0, [1], [SimpleNamespace(request_id="a")], []))
-    kept = driver._record
-    assert driver._translated(kept).predicted_seconds == pytest.approx(0.021)  # the prompt and a token
+    driver.step()
+    engine.preempted.add("a")
+    record = driver.step()
+    assert record is not None
+    assert (record.kind, record.predicted_seconds) == ("prefill", pytest.approx(0.01 + 12 * 0.001))
+    assert ends(driver) == {"a": ("late", 3)}
 
 
 def test_the_policys_deadlines_must_be_those_that_are_accounted() -> None:
