@@ -15,7 +15,7 @@ from vllm.sequence import SequenceGroup, SequenceStatus
 
 from neustream.history import StepHistory
 from neustream.ledger import Ledger, catch_up
-from neustream.plan import Limits, StepPlan
+from neustream.plan import IDLE, Limits, StepPlan
 from neustream.policies.base import StepPolicy, seats_taken
 from neustream.request import OnMiss, Outcome, Request
 from neustream.route import DECODE, PREFILL
@@ -63,6 +63,8 @@ class Adapter:
         self.streams = Streams((PREFILL, DECODE))
         self.ledger: Ledger[GroupRequest] = Ledger(default_slo, table, on_miss=on_miss, kind=GroupRequest)
         self.history = StepHistory(table)
+        self._num_planned = 0
+        """Requests in the step that was planned last."""
 
     def reset_history(self) -> None:
         """Forget what steps took and how long texts were, so that another run on this engine starts afresh."""
@@ -113,7 +115,12 @@ class Adapter:
             self.on_end(request)
 
     def on_step(self, record: StepRecord) -> None:
-        """Remember how long the last step of each module took."""
+        """Remember how long the last step of each module took.
+
+        Nothing is learnt of the drift where vLLM ran less than was planned, or what came back from swap space besides.
+        """
+        if record.num_seq_groups != self._num_planned:
+            self.history.planned(IDLE)
         if record.kind in (PREFILL, DECODE):
             self.history.ended(record.kind, record.seconds)
 
@@ -126,6 +133,7 @@ class Adapter:
         capacity: StepCapacity,
     ) -> StepDecision:
         """Bring the requests up to date, ask the policy, translate its plan."""
+        self._num_planned = 0
         impossible = self._sync(waiting, running, swapped, capacity)
         limits = Limits(
             # vLLM prefills nothing while a group is swapped out: no seat is free.
@@ -139,6 +147,7 @@ class Adapter:
         )
         plan = self.policy.plan(now, self.streams, self.history.limits(limits))
         self.history.planned(plan)
+        self._num_planned = len(plan.members)
         return self._translate(plan, impossible)
 
     def _sync(

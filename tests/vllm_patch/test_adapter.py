@@ -356,6 +356,28 @@ def test_a_second_run_on_the_engine_begins_with_no_history(table_path: str) -> N
     assert seen[0].last_seconds is adapter.history.last_seconds
 
 
+def test_drift_is_learnt_from_steps_that_ran_as_planned(table_path: str) -> None:
+    """The policy plans two prefills that vLLM has no room for together; then two decodes that run as planned."""
+    bench = bench_with({"policy": "fcfs", "table": table_path}, blocks=10)
+    adapter = adapter_of(bench)
+
+    class Eager:
+        def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+            waiting, running = tuple(streams[PREFILL]), tuple(streams[DECODE])
+            return StepPlan(PREFILL, waiting) if waiting and not running else StepPlan(DECODE, running)
+
+    adapter.policy = Eager()
+    bench.add("a", 24, 3)
+    bench.add("b", 24, 3)
+    assert bench.step() == ("prefill", ["a"])
+    assert (set(adapter.history.last_seconds), set(adapter.history.drift)) == ({PREFILL}, set())
+    assert bench.step() == ("decode", ["a"])
+    assert set(adapter.history.drift) == {DECODE}
+    bench.run()
+    assert set(adapter.history.drift) == {PREFILL, DECODE}
+    assert bench.num_errors == 0
+
+
 def test_requests_that_are_no_texts_are_refused() -> None:
     bench = bench_with({"policy": "fcfs"})
     group = SimpleNamespace(request_id="a", sampling_params=None, seqs=[SimpleNamespace(get_prompt_len=lambda: 5)])
