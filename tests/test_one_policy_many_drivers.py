@@ -39,7 +39,7 @@ LOOP = LatencyTable(
 )
 
 
-SHARED = [name for name, entry in POLICIES.items() if entry.llm and not getattr(entry, "splits", name == "chunked")]
+SHARED = [name for name, entry in POLICIES.items() if entry.llm and not entry.splits]
 """The policies that all three drivers run: vLLM 0.5.4 has no steps with pieces of prompts."""
 
 

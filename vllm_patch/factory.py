@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from neustream.ledger import split_slo
-from neustream.policies import POLICIES, make_policy
+from neustream.policies import check_abilities, make_policy
 from neustream.policies.base import StepPolicy
 from neustream.policies.fcfs import Fcfs
 from neustream.slo import ScaleSlo, parse_slo
@@ -60,7 +60,7 @@ def _parts(config: Mapping[str, Any] | None) -> tuple[StepPolicy, LatencyTable |
         raise ValueError(f"step_policy_config: policy must be a name, got a {type(name).__name__}")
     if not isinstance(config.get("table") or "", str | Path):
         raise ValueError(f"step_policy_config: table must be a path, got a {type(config['table']).__name__}")
-    _check_abilities(name)
+    check_abilities(name, can_split=CAN_SPLIT, driver="vLLM 0.5.4")
     table = load_table(config["table"]) if config.get("table") else None
     slo, _ = split_slo(config.get("slo"), config.get("on_miss", "reject"))
     if slo and isinstance(parse_slo(slo), ScaleSlo) and table is None:
@@ -70,13 +70,3 @@ def _parts(config: Mapping[str, Any] | None) -> tuple[StepPolicy, LatencyTable |
     if name == "fcfs":
         return Fcfs(), None
     raise ValueError(f"step_policy_config: policy {name!r} needs 'table', the path of a latency table")
-
-
-def _check_abilities(name: str) -> None:
-    """Refuse a policy that needs what vLLM 0.5.4 cannot do; an unknown name is `make_policy`'s business."""
-    splits = getattr(POLICIES.get(name), "splits", name == "chunked")
-    if splits and not CAN_SPLIT:
-        raise ValueError(
-            f"step_policy_config: policy {name!r} lets pieces of prompts ride along, which vLLM 0.5.4 cannot "
-            "(Limits.can_split); the simulator can"
-        )
