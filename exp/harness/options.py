@@ -11,7 +11,7 @@ from pathlib import Path
 from neusim.profiling.settings import DTYPES
 from neustream.catalog.machine import DEVICES, device_slug, local_device
 from neustream.cli.arguments import BadInput, above, numbers, whole
-from neustream.policies import POLICIES
+from neustream.policies import POLICIES, check_abilities
 
 GPU_REQUESTS = 500
 """The paper's."""
@@ -150,11 +150,18 @@ def num_requests(common: Common, rates: Sequence[float], seconds: float, least: 
     return min(max(int(seconds / sum(1 / rate for rate in rates)), least), GPU_REQUESTS)
 
 
-def check_policy(name: str, kind: str, extra: Sequence[str] = ()) -> None:
+def check_policy(
+    name: str, kind: str, extra: Sequence[str] = (), *, can_split: bool = True, driver: str = "this driver"
+) -> None:
     """Check a policy's name before any table is there. `kind` is "llm" or "loop"; `extra` names are right too.
 
-    Raises BadInput naming those that serve this kind of model.
+    Raises BadInput naming those that serve this kind of model, or what the driver cannot do that the policy needs.
     """
     known = [*extra, *(key for key, entry in POLICIES.items() if getattr(entry, kind))]
     if name not in known:
         raise BadInput(f"unknown policy {name!r}; there are {', '.join(known)}")
+    if name in POLICIES:
+        try:
+            check_abilities(name, can_split=can_split, driver=driver)
+        except ValueError as error:
+            raise BadInput(str(error)) from error

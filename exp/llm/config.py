@@ -20,8 +20,6 @@ from vllm_patch.engine import EngineUnavailable, check_device
 
 STOCK = "vllm"
 """The policy's name that means none: stock vLLM, whose SLOs are measured only."""
-CHUNKING = ("chunked",)
-"""Policies that split prompts over steps. vLLM 0.5.4 does not do that under a step policy; the simulator does."""
 PSLO = (3.0,)
 DSLO = (1.5,)
 MAX_TOKENS = {"cpu": 128, "cuda": 300}
@@ -77,9 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make_options(given: argparse.Namespace) -> LlmOptions:
     """Check the command line and fill in what depends on the machine. Raises BadInput."""
-    check_policy(given.policy, "llm", extra=[STOCK])
-    if given.policy in CHUNKING:
-        raise BadInput(f"policy {given.policy!r} splits prompts over steps, which vLLM 0.5.4 cannot: simulate it")
+    check_policy(given.policy, "llm", extra=[STOCK], can_split=False, driver="vLLM 0.5.4")
     absolute_slo = _absolute_slo(given)
     device = chosen_device(given.device)
     served = resolve_model(given.model)

@@ -47,7 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--model gpt-5", "unknown model 'gpt-5'; there are opt-125m"),
         ("--policy best", "unknown policy 'best'; there are vllm, "),
         ("--policy clockwork", "unknown policy 'clockwork'"),
-        ("--policy chunked", "splits prompts over steps, which vLLM 0.5.4 cannot"),
+        ("--policy chunked", "splits prompts over several steps, which vLLM 0.5.4 cannot do; fcfs, "),
         ("--rate 0", "--rate: must be above 0, got 0"),
         ("--rate 1,-2", "--rate: must be above 0, got -2"),
         ("--rate nan", "--rate: must be above 0, got nan"),
