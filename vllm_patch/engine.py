@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +102,27 @@ def load_engine(
 
 @contextmanager
 def sigint_kept_from_children() -> Iterator[None]:
-    """Processes that are started meanwhile never see SIGINT; this one sees what came when it is over.
+    """Processes that this one starts meanwhile, through `multiprocessing`, never see SIGINT; this one does.
 
     A terminal's Ctrl-C goes to every process of its group. A tensor-parallel worker that acted on it would leave its
     loop, and the step that the engine wants to finish would wait for it for ever. Workers still end by SIGTERM.
     """
     # Starting the tracker unblocks SIGINT, so that it must run already.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    start = BaseProcess.start
+
+    def start_shielded(process: BaseProcess) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
+        try:
+            start(process)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    BaseProcess.start = start_shielded  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        BaseProcess.start = start  # type: ignore[method-assign]
 
 
 def sampling(max_tokens: int) -> Any:

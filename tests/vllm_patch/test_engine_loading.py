@@ -86,6 +86,7 @@ if __name__ == "__main__":
         assert [pipe.recv() for _, pipe in workers] == ["ready", "ready"]
         signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
         os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted == [signal.SIGINT]
     for worker, pipe in workers:
         os.kill(worker.pid, signal.SIGINT)
         with suppress(BrokenPipeError):
