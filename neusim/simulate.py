@@ -20,39 +20,19 @@ if __name__ == "__main__":  # neusim/_script.py says why
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from neusim.sim.device import ARTIFACT_HANDOVER, Device, default_device
-from neusim.sim.report import format_rows
-from neusim.sim.run import named_policy
-from neusim.sim.sweep import (
-    LLM_CV,
-    MAX_TOKENS,
-    PIPELINE_CV,
-    Sweep,
-    default_rate,
-    default_steps,
-    find_bound,
-    num_tasks,
-    points,
-    run_sweep,
-)
+from neusim.sim.device import ARTIFACT_HANDOVER
+from neusim.sim.report import format_classes, format_rows
+from neusim.sim.settings import NUM_REQUESTS, make_sweep, seconds_range, spread
+from neusim.sim.sweep import MAX_TOKENS, Sweep, num_tasks, run_sweep
 from neustream.cli.arguments import Parser, above, at_least, names, numbers, step_range, whole
 from neustream.cli.paths import TABLES
 from neustream.files import write_atomically
 from neustream.policies import is_llm
 from neustream.slo import MS_PER_S
-from neustream.tables import LatencyTable, find_table
-
-
-def spread(text: str) -> float | None:
-    """An argparse type: a number, or None for `table`."""
-    try:
-        return None if text == "table" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number or `table`, got {text!r}") from None
+from neustream.workload.classes import EXAMPLE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,14 +48,20 @@ def parser() -> argparse.ArgumentParser:
     add("--slo-scale", type=numbers(at_least(1)), metavar="S,…", help="pipelines: × standalone latency (default 3)")
     add("--pslo", type=numbers(at_least(1)), metavar="S,…", help="LLMs: × prefill, to the first token (default 3)")
     add("--dslo", type=numbers(at_least(1)), metavar="S,…", help="LLMs: × decode step, per token (default 1.5)")
-    add("--requests", type=whole(1), default=500, metavar="N", help="requests per run (default 500)")
+    add("--goodput", nargs="+", metavar="NAME:MS", help="absolute SLO instead of scales: ttft:200 tpot:50 e2el:5000")
+    add("--slo-class", action="append", metavar="NAME=…", help=f"a class of requests, repeatable: {EXAMPLE}")
+    add("--requests", type=whole(1), metavar="N", help=f"requests per run (default {NUM_REQUESTS}; a trace: all)")
     add("--seed", type=whole(0), default=0, help="of the arrivals and prompts (default 0)")
     add("--steps", type=step_range, metavar="N|LO:HI", help="denoising steps, hi excluded (default: the model's)")
     add("--max-tokens", type=whole(1), metavar="N", help=f"output tokens of each request (default {MAX_TOKENS})")
+    add("--trace", type=Path, metavar="FILE", help="requests of a trace: Azure CSV, Mooncake JSONL, ShareGPT JSON")
+    add("--trace-scale", type=numbers(above(0)), metavar="X,…", help="play it X times as fast (default 1)")
+    add("--trace-window", type=seconds_range, metavar="A:B", help="only its seconds A to B")
     add("--json", type=Path, metavar="FILE", help="write a list with one object per run")
     add("--bound", action=argparse.BooleanOptionalAction, default=True, help="also what no schedule could exceed")
     add("--processes", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="worker processes of a sweep")
     device = result.add_argument_group("device")
+    device.add_argument("--tp", type=whole(1), metavar="N", help="the table for N devices (default: the plain one)")
     device.add_argument("--layout", choices=("process", "interleaved"), help="a process per module, or one for all")
     device.add_argument(
         "--handover-ms", type=float, help=f"between processes (default {ARTIFACT_HANDOVER * MS_PER_S:g})"
@@ -94,77 +80,6 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def make_sweep(options: argparse.Namespace) -> Sweep:
-    """Check everything that was asked for; raises ValueError saying what is wrong."""
-    if not options.tables.is_dir():
-        raise ValueError(f"--tables {options.tables} is not a folder")
-    table = find_table(options.tables, options.device, options.model)
-    device = _device(options, table)
-    for policy in options.policy:
-        named_policy(policy, table, device)
-    axes = _axes(options, table)
-    steps = None
-    if not is_llm(table):
-        steps = options.steps or default_steps(table.model)
-        if steps is None:
-            raise ValueError(f"give --steps lo:hi: how many denoising steps {table.model} takes is not known")
-    return Sweep(
-        table,
-        device,
-        options.policy,
-        points(axes),
-        options.requests,
-        options.seed,
-        steps,
-        options.max_tokens or MAX_TOKENS,
-        options.bound and find_bound() is not None,
-    )
-
-
-def _axes(options: argparse.Namespace, table: LatencyTable) -> dict[str, Any]:
-    slo: dict[str, tuple[float, ...]]
-    if is_llm(table):
-        kind, others = "a language model", ["slo_scale", "steps"]
-        slo = {"pslo": options.pslo or (3.0,), "dslo": options.dslo or (1.5,)}
-    else:
-        kind, others = "an image pipeline", ["pslo", "dslo", "max_tokens", "kv_blocks"]
-        slo = {"slo_scale": options.slo_scale or (3.0,)}
-    for name in others:
-        if getattr(options, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} does not apply: {table.model} is {kind}")
-    rates = options.rate
-    if rates is None:
-        tightest = {name: min(values) for name, values in slo.items()}
-        rate = default_rate(table, tightest, options.max_tokens or MAX_TOKENS)
-        if rate is None:
-            raise ValueError(f"give --rate: there is no published one for {table.model}")
-        rates = (rate,)
-    return {"rate": rates, "cv": options.cv or (LLM_CV if is_llm(table) else PIPELINE_CV,), **slo}
-
-
-def _device(options: argparse.Namespace, table: LatencyTable) -> Device:
-    chosen: dict[str, Any] = {
-        "overhead": options.overhead_ms / MS_PER_S,
-        "jitter": _measured_spread(table) if options.jitter is None else options.jitter,
-        "max_num_seqs": options.max_num_seqs,
-        "max_num_batched_tokens": options.max_num_batched_tokens,
-    }
-    if options.layout:
-        chosen["layout"] = options.layout
-    if options.handover_ms is not None:
-        chosen["handover"] = options.handover_ms / MS_PER_S
-    if options.kv_blocks is not None:
-        chosen["kv_blocks"] = options.kv_blocks or None
-    return default_device(table, **chosen)
-
-
-def _measured_spread(table: LatencyTable) -> float:
-    measured = table.info.get("spread")
-    if not isinstance(measured, int | float):
-        raise ValueError(f"--jitter table: the {table.origin} table of {table.model} does not say how steps spread")
-    return float(measured)
-
-
 def check_writable(path: Path) -> None:
     """Raises ValueError if a file cannot be written there."""
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -177,6 +92,9 @@ def heading(sweep: Sweep) -> str:
     text = f"{table.model} on {table.device}, {table.origin} latency table"
     if is_llm(table):
         blocks = "unbounded KV cache" if device.kv_blocks is None else f"{device.kv_blocks} KV blocks"
+        if sweep.trace:
+            traced = f"{len(sweep.trace)} traced requests of at most {sweep.max_tokens} tokens"
+            return f"{text}, {blocks}, {traced}; virtual time"
         return f"{text}, {blocks}, {sweep.max_tokens} tokens each; virtual time"
     assert sweep.steps is not None
     layout = "a process per module" if device.layout == "process" else "modules interleaved"
@@ -201,6 +119,8 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     print(heading(sweep))
     print(format_rows(rows))
+    if sweep.classes:
+        print(format_classes(rows))
     if options.json is not None:
         write_atomically(options.json, json.dumps(rows, indent=1, allow_nan=False) + "\n")
     return 0

@@ -48,7 +48,9 @@ class _Verdicts:
     def count(self, request: Request, outcome: Outcome) -> None:
         self.outcomes[outcome] += 1
         if outcome in (Outcome.MET, Outcome.LATE) and request.last_unit_at is not None:
-            self.lateness.add(request.last_unit_at - request.deadlines.at(request.units))
+            due = request.deadlines.at(request.units)
+            if math.isfinite(due):  # an SLO may leave the last unit free
+                self.lateness.add(request.last_unit_at - due)
 
     def summary(self) -> dict[str, Any]:
         """Shares of all requests, and the lateness of the finished ones in seconds."""

@@ -13,13 +13,13 @@ from exp.llm.model import Model
 from neustream.cli.arguments import BadInput
 from neustream.files import read_json
 from neustream.workload import MAX_PROMPT, prompt_lengths
+from neustream.workload.traces import TOKENS_PER_WORD, sharegpt_turns
 
 FIRST_TOKEN = 4
 """Ids below it are OPT's special tokens."""
 MIN_TOKENS = 4
 MAX_TOKENS = 1024
 """Conversations outside these prompt lengths are left out, as vLLM's own benchmark does."""
-TOKENS_PER_WORD = 4 / 3
 SAMPLE = 1000
 """Prompts whose mean length the capacity is computed for."""
 
@@ -83,11 +83,7 @@ def token_counter(model: Model) -> tuple[Callable[[str], int], str]:
 
 def read_sharegpt(path: Path) -> list[str]:
     """The first human turn of each conversation of a ShareGPT JSON file. Raises BadInput."""
-    data = read_json(path, BadInput)
     try:
-        turns = [entry["conversations"] for entry in data if entry["conversations"]]
-        return [talk[0]["value"] for talk in turns if talk[0]["from"] in ("human", "user") and len(talk) > 1]
-    except (KeyError, TypeError, IndexError) as error:
-        raise BadInput(
-            f'dataset {path}: expected a list of {{"conversations": [{{"from": …, "value": …}}, …]}} ({error!r})'
-        ) from error
+        return [question for question, _ in sharegpt_turns(path, read_json(path, BadInput))]
+    except ValueError as error:
+        raise BadInput(str(error)) from error

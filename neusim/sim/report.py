@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from neustream.cli.report import Column, Row, format_table, goodput_columns, plain, text
+from neustream.cli.report import Column, Row, format_table, goodput_columns, percent, plain, spread, text
 
-AXES = ("rate", "cv", "slo_scale", "pslo", "dslo")
+AXES = ("rate", "cv", "trace_scale", "slo_scale", "pslo", "dslo", "ttft_ms", "tpot_ms", "e2el_ms")
 
 
 def format_rows(rows: Sequence[Row]) -> str:
@@ -21,3 +21,24 @@ def format_rows(rows: Sequence[Row]) -> str:
         *goodput_columns(has_tokens, "s"),
     ]
     return format_table(rows, columns)
+
+
+def format_classes(rows: Sequence[Row]) -> str:
+    """One line per run and SLO class; empty where no run has classes of a name."""
+    lines = [
+        {**{axis: row.get(axis) for axis in ("policy", *AXES)}, "class": name, **figures}
+        for row in rows
+        for name, figures in row.get("classes", {}).items()
+        if name
+    ]
+    columns = [
+        Column("policy", text("policy")),
+        *(Column(axis.replace("_", " "), plain(axis, 6)) for axis in AXES),
+        Column("class", text("class")),
+        Column("good", plain("good", 6)),
+        Column("of", plain("requests", 6)),
+        Column("SLO met", percent("slo_attainment")),
+        Column("rejected", percent("reject_rate")),
+        Column("late s p50/p99", spread("lateness", "s")),
+    ]
+    return format_table(lines, columns) if lines else ""

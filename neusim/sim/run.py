@@ -68,10 +68,10 @@ def simulate(
 ) -> Result:
     """Run `workload` on a simulated `device` under `policy`, in virtual time.
 
-    `policy` is a name or makes one policy object for each process of the device; `device` is by default the
-    one that `default_device` gives. `slo_scale` is what a pipeline's policy takes its batch caps from: by
-    default the workload's. `seed` drives the jitter alone; `on_end` gets each request as it ends. Raises
-    ValueError for a policy that does not serve the table's model.
+    `policy` is a name or makes one policy object for each process of the device; `device` is by default the one that
+    `default_device` gives. `slo_scale` is what a pipeline's policy takes its batch caps from, by default that of the
+    workload. Where the workload has `num_units` (`HiddenLengths`), outputs end there. `seed` drives the jitter alone;
+    `on_end` gets each request as it ends. Raises ValueError for a policy that does not serve the table's model.
     """
     device = device or default_device(table)
     slo = getattr(workload, "slo", None)
@@ -94,5 +94,7 @@ def simulate(
             steps.append(StepTrace(start, end, str(plan.module), ids, waiting))
 
     build = partial(named_policy, policy, table, device, slo_scale) if isinstance(policy, str) else policy
-    Engine(table, device, build, count_end, seed=seed, on_step=count_step).run(workload.requests(table))
+    num_units = getattr(workload, "num_units", None)
+    engine = Engine(table, device, build, count_end, seed=seed, on_step=count_step, num_units=num_units)
+    engine.run(workload.requests(table))
     return Result(counter.summary(), num_steps, tuple(steps))

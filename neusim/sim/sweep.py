@@ -6,18 +6,20 @@ import importlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from neusim.sim.device import Device
 from neusim.sim.run import simulate
-from neusim.sim.workload import LlmWorkload, PipelineWorkload, Workload
+from neusim.sim.workload import LlmWorkload, PipelineWorkload, TraceWorkload, Workload
 from neustream.capacity import llm_capacity
 from neustream.catalog.paper import paper_steps, usual_rate
 from neustream.policies import is_llm
 from neustream.slo import parse_slo
 from neustream.tables import LatencyTable
 from neustream.workload import MEAN_PROMPT
+from neustream.workload.classes import SloClass
+from neustream.workload.traces import TracedRequest, scaled
 
 MAX_TOKENS = 300
 LLM_CV, PIPELINE_CV = 1.0, 2.0
@@ -32,10 +34,14 @@ class Point:
     rate: float
     cv: float
     slo: dict[str, float]
-    """As `neustream.slo.parse_slo` takes it; its keys are columns of the results."""
+    """As `neustream.slo.parse_slo` takes it; its keys are columns of the results. Empty where there are SLO classes."""
+    trace_scale: float | None = None
+    """How many times as fast a trace with times is played. `rate` is then what that comes to; `cv` means nothing."""
 
     @property
     def axes(self) -> dict[str, float]:
+        if self.trace_scale is not None:
+            return {"rate": self.rate, "trace_scale": self.trace_scale, **self.slo}
         return {"rate": self.rate, "cv": self.cv, **self.slo}
 
 
@@ -56,6 +62,9 @@ class Sweep:
     """Whether to compute what no schedule could exceed, where that can be done."""
     info: dict[str, Any] = field(default_factory=dict)
     """Goes into every row as it is."""
+    classes: tuple[SloClass, ...] = ()
+    trace: tuple[TracedRequest, ...] = ()
+    """The requests of a trace, instead of synthetic ones."""
 
     @property
     def can_be_bounded(self) -> bool:
@@ -64,18 +73,32 @@ class Sweep:
 
     def workload(self, point: Point) -> Workload:
         """The requests of a point; the same for every policy."""
-        slo = parse_slo(point.slo)
+        slo, seed, classes = parse_slo(point.slo) if point.slo else None, self.seed, self.classes
+        if self.trace:
+            trace = self.trace if point.trace_scale is None else scaled(self.trace, point.trace_scale)
+            return TraceWorkload(trace, slo, self.max_tokens, point.rate, point.cv, seed, classes)
         if self.steps is None:
-            return LlmWorkload(point.rate, point.cv, slo, self.max_tokens, self.num_requests, self.seed)
-        return PipelineWorkload(point.rate, point.cv, slo, self.steps, self.num_requests, self.seed)
+            return LlmWorkload(point.rate, point.cv, slo, self.max_tokens, self.num_requests, seed, classes)
+        return PipelineWorkload(point.rate, point.cv, slo, self.steps, self.num_requests, seed, classes=classes)
 
 
 def points(axes: dict[str, Sequence[float]]) -> tuple[Point, ...]:
-    """The product of the axes `rate`, `cv` and those of the SLO, the last of them fastest."""
-    slo_keys = [key for key in axes if key not in ("rate", "cv")]
+    """The product of the axes `rate`, `cv` and those of the SLO, the last of them fastest.
+
+    Where there is an axis `trace_scale`, `rate` has one value: the trace's own rate.
+    """
+    slo_keys = [key for key in axes if key not in ("rate", "cv", "trace_scale")]
     combinations = itertools.product(*axes.values())
     rows = [dict(zip(axes, values, strict=True)) for values in combinations]
-    return tuple(Point(row["rate"], row["cv"], {key: row[key] for key in slo_keys}) for row in rows)
+    return tuple(
+        Point(
+            row["rate"] * row.get("trace_scale", 1.0),
+            row["cv"],
+            {key: row[key] for key in slo_keys},
+            row.get("trace_scale"),
+        )
+        for row in rows
+    )
 
 
 def default_steps(model: str) -> tuple[int, int] | None:
@@ -116,7 +139,10 @@ def run_bound(sweep: Sweep, point: Point) -> int | None:
     request_bound = find_bound()
     if request_bound is None or not sweep.can_be_bounded:
         return None
-    requests = list(sweep.workload(point).requests(sweep.table))
+    workload = sweep.workload(point)
+    if isinstance(workload, TraceWorkload):
+        workload = replace(workload, is_hidden=False)
+    requests = list(workload.requests(sweep.table))
     seats = sweep.device.max_num_seqs if is_llm(sweep.table) else None
     return request_bound(requests, sweep.table, devices=sweep.device.layout, max_batch=seats)
 

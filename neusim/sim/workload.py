@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from neustream.request import Request
-from neustream.route import llm_route, pipeline_route
+from neustream.route import Route, llm_route, pipeline_route
 from neustream.slo import Slo
 from neustream.tables import LatencyTable
 from neustream.workload import gamma_arrivals, prompt_lengths, step_counts
+from neustream.workload.classes import SloClass, draw_classes
+from neustream.workload.traces import TracedRequest
 
 
 class Workload(Protocol):
@@ -26,25 +28,42 @@ class Workload(Protocol):
         ...
 
 
+class HiddenLengths(Protocol):
+    """A workload whose outputs end before their maximum, which no policy knows."""
+
+    def num_units(self, request: Request) -> int:
+        """Units of the request's output, at most those of its route."""
+        ...
+
+
+def _classes(workload: PipelineWorkload | LlmWorkload | TraceWorkload) -> list[SloClass]:
+    """The SLO class of each request: drawn by the classes' shares, or the one nameless class of the workload's SLO."""
+    if not workload.classes:
+        if workload.slo is None:
+            raise ValueError("a workload needs an SLO, or SLO classes")
+        return [SloClass("", workload.slo)] * workload.num_requests
+    return draw_classes(workload.classes, workload.num_requests, workload.seed)
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineWorkload:
     """Images: gamma arrivals, step counts uniform in low…high−1 (from a seed of their own)."""
 
     rate: float
     cv: float
-    slo: Slo
+    slo: Slo | None
     steps: tuple[int, int]
     num_requests: int = 500
     seed: int = 0
     steps_seed: int = 0
+    classes: tuple[SloClass, ...] = ()
 
     def requests(self, table: LatencyTable) -> Iterator[Request]:
         arrivals = gamma_arrivals(self.rate, self.cv, self.num_requests, self.seed)
         counts = step_counts(*self.steps, self.num_requests, self.steps_seed)
         routes = {count: pipeline_route(table.modules, count) for count in range(*self.steps)}
-        for i in range(self.num_requests):
-            arrival, route = float(arrivals[i]), routes[int(counts[i])]
-            yield Request(str(i), arrival, self.slo.bind(arrival, route, 1, table), route)
+        for i, kind in enumerate(_classes(self)):
+            yield _request(i, float(arrivals[i]), routes[int(counts[i])], 1, kind, table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +72,54 @@ class LlmWorkload:
 
     rate: float
     cv: float
-    slo: Slo
+    slo: Slo | None
     max_tokens: int = 300
     num_requests: int = 500
     seed: int = 0
+    classes: tuple[SloClass, ...] = ()
 
     def requests(self, table: LatencyTable) -> Iterator[Request]:
         arrivals = gamma_arrivals(self.rate, self.cv, self.num_requests, self.seed)
         lengths = prompt_lengths(self.num_requests, self.seed)
         route = llm_route(self.max_tokens)
-        for i in range(self.num_requests):
-            arrival, size = float(arrivals[i]), int(lengths[i])
-            yield Request(str(i), arrival, self.slo.bind(arrival, route, size, table), route, size)
+        for i, kind in enumerate(_classes(self)):
+            yield _request(i, float(arrivals[i]), route, int(lengths[i]), kind, table)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceWorkload:
+    """The requests of a trace. Their outputs end where the trace says, which policies do not know.
+
+    A request's maximum is `max_tokens`; longer outputs of the trace are cut there. A trace without times gets gamma
+    arrivals of `rate` and `cv`. With `is_hidden` False a request's maximum is its true length: for bounds.
+    """
+
+    trace: Sequence[TracedRequest]
+    slo: Slo | None
+    max_tokens: int
+    rate: float = 1.0
+    cv: float = 1.0
+    seed: int = 0
+    classes: tuple[SloClass, ...] = ()
+    is_hidden: bool = True
+
+    @property
+    def num_requests(self) -> int:
+        """As many as the trace has."""
+        return len(self.trace)
+
+    def requests(self, table: LatencyTable) -> Iterator[Request]:
+        made_up = gamma_arrivals(self.rate, self.cv, len(self.trace), self.seed)
+        longest = llm_route(self.max_tokens)
+        for i, (row, kind) in enumerate(zip(self.trace, _classes(self), strict=True)):
+            arrival = float(made_up[i]) if row.offset is None else row.offset
+            route = longest if self.is_hidden else llm_route(min(row.output, self.max_tokens))
+            yield _request(i, arrival, route, row.prompt, kind, table)
+
+    def num_units(self, request: Request) -> int:
+        return min(self.trace[int(request.request_id)].output, self.max_tokens)
+
+
+def _request(number: int, arrival: float, route: Route, size: int, kind: SloClass, table: LatencyTable) -> Request:
+    deadlines = kind.slo.bind(arrival, route, size, table)
+    return Request(str(number), arrival, deadlines, route, size, on_miss=kind.on_miss, slo_class=kind.name)
