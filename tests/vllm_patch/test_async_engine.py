@@ -59,6 +59,9 @@ BAD: dict[str, dict[str, Any]] = {
     "no time": {"arrival_time": "now"},
     "never": {"arrival_time": float("inf")},
     "no tokens": {"inputs": {"prompt_token_ids": ["x"]}},
+    "empty": {"inputs": {"prompt_token_ids": []}},
+    "unknown token": {"inputs": {"prompt_token_ids": [5, 512]}},
+    "negative token": {"inputs": {"prompt_token_ids": [5, -1]}},
 }
 
 

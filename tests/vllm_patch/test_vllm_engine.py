@@ -198,6 +198,9 @@ def test_what_is_wrong_with_a_request_is_said_where_it_is_added(make_engine: Mak
     for moment in ("now", float("nan"), float("inf"), 10**400, [1.0]):
         with pytest.raises(ValueError, match="arrival_time must be a finite number"):
             engine.add_request("b", prompt, greedy(), slo=LAX, arrival_time=moment)
+    for tokens in ([], [512], [-1], ["x"], 5):
+        with pytest.raises(ValueError, match="one or more numbers from 0 to 511"):
+            engine.add_request("b", {"prompt_token_ids": tokens}, greedy(), slo=LAX)
     with pytest.raises(ValueError, match="request id 'a' is in use"):
         engine.add_request("a", prompt, greedy(), slo=LAX)
     assert set(drain(engine)) == {"a"}
