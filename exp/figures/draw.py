@@ -40,6 +40,8 @@ AXES = {
 }
 REQUESTS = "requests within SLO per second"
 TOKENS = "tokens on time per second"
+LETTER, HANDLE = 0.075, 0.6
+"""Inches that a letter of the legend takes, and its line with the space around it."""
 SIZE = {"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 9, "axes.grid": True, "grid.alpha": 0.3}
 
 
@@ -139,13 +141,16 @@ def draw_batches(study: Study) -> Figure:
 
 def _finish(figure: Figure, study: Study, title: str, handles: Sequence[Any]) -> None:
     figure.suptitle(title, fontsize=11)
-    height = figure.get_figheight()
+    width, height = figure.get_size_inches()
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = min(len(handles), max(int(width / (LETTER * longest + HANDLE)), 1))
+    lines = -(-len(handles) // columns)
     for axes in figure.axes:
         axes.set_ylim(bottom=0)
-    figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 6), frameon=False,
+    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False,
                   bbox_to_anchor=(0.5, 0.18 / height))  # fmt: skip
     figure.text(0.5, 0.06 / height, study.origin, ha="center", fontsize=7.5, color="#555555")
-    figure.tight_layout(rect=(0, 0.5 / height, 1, 1))
+    figure.tight_layout(rect=(0, (0.3 + 0.2 * lines) / height, 1, 1))
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

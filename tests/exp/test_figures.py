@@ -175,6 +175,20 @@ def test_real_runs_become_a_study_with_repeats_averaged(tmp_path: Path) -> None:
     assert np.nanmax(study.batches[0].most) == 4.0  # decode steps only
 
 
+def test_nothing_of_a_legend_is_cut_off(tmp_path: Path, dit_study: Study) -> None:
+    """A study of one axis is narrow, and has as many policies as any."""
+    policies = ("neustream", "vllm", "slack", "chunked")
+    folders = [str(run_folder(tmp_path / policy, policy, [{"rate": 1.0}, {"rate": 2.0}])) for policy in policies]
+    for study in (*read_studies(folders), dit_study):
+        for figure in (draw_goodput(study), draw_batches(study)):
+            figure.canvas.draw()
+            box, (legend,) = figure.bbox, figure.legends
+            shown = legend.get_window_extent()
+            assert box.x0 <= shown.x0 < shown.x1 <= box.x1
+            assert box.y0 <= shown.y0
+            assert shown.y1 <= min(axes.get_tightbbox().y0 for axes in figure.axes)
+
+
 def test_runs_of_other_models_are_studies_of_their_own(tmp_path: Path) -> None:
     a = run_folder(tmp_path / "a", "neustream", [{"rate": 1.0}])
     b = run_folder(tmp_path / "b", "neustream", [{"rate": 1.0, "slo_scale": 3.0}], model="dit-nano", kind="diffusion",
