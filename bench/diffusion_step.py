@@ -20,22 +20,28 @@ if __name__ == "__main__":  # neusim/_script.py says why
     prepare(__file__)
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
-from diffusion_plugin import ImageRequest, Pipeline, load_pipeline
-from diffusion_plugin.build import set_threads
-from diffusion_plugin.executor import DiffusionExecutor
 from neustream import Request, StepPlan
 from neustream.route import LOOP_MODULE, pipeline_route
 from neustream.slo import NO_DEADLINES
 
+if TYPE_CHECKING:
+    from diffusion_plugin import Pipeline
+    from diffusion_plugin.executor import DiffusionExecutor
+
+WARM_UP = 20
+LEAST_REPEATS = 5
+
 
 def make_plan(pipeline: Pipeline, executor: DiffusionExecutor, batch: int, schedule: str | None) -> StepPlan:
     """A step of `batch` requests, each with its own step count and at its own step."""
+    from diffusion_plugin import ImageRequest
+
     stage = pipeline.modules.index(LOOP_MODULE)
     requests = []
     for i in range(batch):
@@ -59,6 +65,58 @@ def capture_forward(pipeline: Pipeline, executor: DiffusionExecutor, plan: StepP
     return lambda: network(*args, **kwargs)
 
 
+class StepShare(NamedTuple):
+    """What steps of one batch size took, in seconds."""
+
+    batch: int
+    repeats: int
+    step: float
+    """Median of a whole step."""
+    forward: float
+    """Median of the network's forward pass alone."""
+    outside: float
+    """Median of the differences of neighbours: a slow spell of the machine is in both."""
+
+    @property
+    def share(self) -> float:
+        """What a step costs outside the forward pass, as a share of the pass."""
+        return self.outside / self.forward
+
+
+def step_share(
+    pipeline: Pipeline, batch: int, repeats: int, schedule: str | None = None, seconds: float = math.inf
+) -> StepShare:
+    """Time steps and forward passes in turns, `repeats` times or until `seconds` have passed, 5 times at least.
+
+    Raises ValueError for a schedule that the pipeline has not.
+    """
+    import torch
+
+    from diffusion_plugin.executor import DiffusionExecutor
+
+    executor = DiffusionExecutor(pipeline)
+    plan = make_plan(pipeline, executor, batch, schedule)
+    steps: list[float] = []
+    forwards: list[float] = []
+    until = time.perf_counter() + seconds
+    with torch.inference_mode():
+        forward = capture_forward(pipeline, executor, plan)
+        for i in range(repeats + WARM_UP):
+            began = time.perf_counter()
+            executor.run(plan)
+            middle = time.perf_counter()
+            forward()
+            executor.synchronize()
+            ended = time.perf_counter()
+            if i >= WARM_UP:
+                steps.append(middle - began)
+                forwards.append(ended - middle)
+            if ended > until and len(steps) >= LEAST_REPEATS:
+                break
+    outside = statistics.median(a - b for a, b in zip(steps, forwards, strict=True))
+    return StepShare(batch, len(steps), statistics.median(steps), statistics.median(forwards), outside)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="dit-nano")
@@ -69,37 +127,24 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="CPU threads of a step (default: those of serving)")
     parser.add_argument("--max-share", type=float)
     options = parser.parse_args()
+    import torch
+
+    from diffusion_plugin.build import load_pipeline, set_threads
+
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
         pipeline = load_pipeline(options.model, device=options.device)
         if not options.threads:
             set_threads(pipeline.spec, pipeline.device)
-        executor = DiffusionExecutor(pipeline)
-        plan = make_plan(pipeline, executor, options.batch, options.schedule)
+        found = step_share(pipeline, options.batch, options.repeats, options.schedule)
     except ValueError as error:
         parser.exit(2, f"{error}\n")
-    with torch.inference_mode():
-        forward = capture_forward(pipeline, executor, plan)
-        steps, forwards = [], []
-        for i in range(options.repeats + 20):
-            began = time.perf_counter()
-            executor.run(plan)
-            middle = time.perf_counter()
-            forward()
-            executor.synchronize()
-            ended = time.perf_counter()
-            if i >= 20:
-                steps.append(middle - began)
-                forwards.append(ended - middle)
-    step, alone = statistics.median(steps), statistics.median(forwards)
-    # The difference of neighbours, so that a slow spell of the machine is in both.
-    outside = statistics.median(a - b for a, b in zip(steps, forwards, strict=True))
-    share = outside / alone
-    print(f"{options.model} on {pipeline.device}, {pipeline.dtype}, batch {options.batch}, {options.repeats} repeats")
-    print(f"step {step * 1e3:.3f} ms, forward pass {alone * 1e3:.3f} ms, outside it {outside * 1e3:.3f} ms")
-    print(f"share outside the forward pass: {share:.1%} of it")
-    return int(options.max_share is not None and share > options.max_share)
+    print(f"{options.model} on {pipeline.device}, {pipeline.dtype}, batch {found.batch}, {found.repeats} repeats")
+    seconds = f"step {found.step * 1e3:.3f} ms, forward pass {found.forward * 1e3:.3f} ms"
+    print(f"{seconds}, outside it {found.outside * 1e3:.3f} ms")
+    print(f"share outside the forward pass: {found.share:.1%} of it")
+    return int(options.max_share is not None and found.share > options.max_share)
 
 
 if __name__ == "__main__":

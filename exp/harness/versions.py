@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -19,9 +20,10 @@ def versions(*packages: str) -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    if commit.returncode == 0:
-        found["commit"] = commit.stdout.strip()
+    if shutil.which("git") is not None:
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+        if commit.returncode == 0:
+            found["commit"] = commit.stdout.strip()
     return found
 
 

@@ -48,10 +48,14 @@ def profile(settings: Settings) -> LatencyTable:
 
     threads = set_threads(MODELS[settings.name], settings.device)
     pipeline = load_pipeline(settings.name, device=settings.device, dtype=getattr(torch, dtype))
-    timer = ModuleTimer(pipeline)
+    return profile_loaded(settings, ModuleTimer(pipeline), dtype, threads)
+
+
+def profile_loaded(settings: Settings, timer: ModuleTimer, dtype: str, threads: int) -> LatencyTable:
+    """The same for a pipeline that is loaded, with `dtype` and `threads`, and has its timer."""
     largest = MODELS[settings.name].max_batch
     sizes = [size for size in (QUICK_SIZES if settings.quick else FULL_SIZES) if size <= largest]
-    points = [Point(module, size) for module in pipeline.modules for size in fitting(timer, module, sizes)]
+    points = [Point(module, size) for module in timer.pipeline.modules for size in fitting(timer, module, sizes)]
     key = {
         "model": settings.name,
         "device": settings.slug,

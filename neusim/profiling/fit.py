@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from neustream.latency import BatchLatency, ContextLatency, LatencyModel, Shape, TokensLatency, interpolate
 
@@ -30,6 +29,8 @@ Floats = NDArray[np.float64]
 
 def solve(columns: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
     """Non-negative x that minimises Huber's loss of the relative errors of Σ x·column against `seconds`."""
+    from scipy.optimize import nnls  # here, so that grids by batch size are fitted where scipy is not installed
+
     target: Floats = np.asarray(seconds, dtype=np.float64)
     rows: Floats = np.asarray(columns, dtype=np.float64).T / target[:, None]
     scale: Floats = np.abs(rows).max(axis=0)
