@@ -1,0 +1,242 @@
+"""The campaign on a GPU machine, model by model: see docs/gpu.md. `gpu.sh` starts this with a Python that has PyTorch.
+
+Each model is measured in a process of its own (`gpu_model.py`), which loads it once. What is done is not done again: a
+campaign that was stopped goes on where it was with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from gpu_wheels import WheelsError, check_modules, collect, install
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+
+MODELS = ("dit-s-2-256", "dit-xl-2-256", "sd15-512", "palette-256")
+POLICIES = ("clockwork", "neustream", "slack")
+QUICK_MINUTES = 8.5
+GRACE = 20.0
+"""Seconds that a model's process may take beyond its time before it is stopped."""
+INTERRUPTED = 130
+
+
+class BadInput(ValueError):
+    """Something the user gave that cannot work; the message says what, and what would."""
+
+
+class Parser(argparse.ArgumentParser):
+    """One-line errors. That of `neustream.cli` needs numpy, which may come with the wheels."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """An argparse type: `a,b`, each named once."""
+    items = tuple(item.strip() for item in text.split(","))
+    if len(set(items)) < len(items) or "" in items:
+        raise argparse.ArgumentTypeError(f"expected names like a,b, each once, got {text!r}")
+    return items
+
+
+def positive(text: str) -> float:
+    """An argparse type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def count(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def parser() -> Parser:
+    """The command line."""
+    result = Parser(
+        prog="gpu.sh",
+        description="Latency tables, step shares and goodput of image models on this machine, into OUT/gpu.json.",
+        epilog="Stopped, or out of time? The same command goes on. docs/gpu.md says what comes out.",
+    )
+    add = result.add_argument
+    add("out", nargs="?", type=Path, metavar="OUT", help="the campaign's folder: new, or one that goes on")
+    add("--models", type=names, default=MODELS, metavar="M,…", help=f"default {','.join(MODELS)}")
+    add("--policies", type=names, default=POLICIES, metavar="P,…", help=f"default {','.join(POLICIES)}")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="default cuda")
+    add("--quick", action="store_true", help="fewer sizes, steps and rates, in under 9 minutes on an H100")
+    add(
+        "--minutes",
+        type=positive,
+        metavar="N",
+        help=f"stop after so long (default: --quick {QUICK_MINUTES:g}, else none)",
+    )
+    add("--requests", type=count, metavar="N", help="requests per setting (default 500; --quick: 5 s of arrivals)")
+    add("--steps", metavar="N|LO:HI", help="denoising steps, HI excluded (default: the paper's; --quick: fewer)")
+    add("--wheels", type=Path, metavar="DIR", help="wheels of what this Python lacks; installed into OUT only")
+    add("--collect-wheels", type=Path, metavar="DIR", help="download these wheels, where there is a network, and stop")
+    return result
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises BadInput for models, policies or steps that are not there, or a device that this machine has not."""
+    from neustream.catalog.images import model_spec
+    from neustream.catalog.machine import device_slug
+    from neustream.cli.arguments import step_range
+    from neustream.policies import POLICIES as KNOWN
+
+    try:
+        for model in options.models:
+            model_spec(model)
+        device_slug(options.device)
+        if options.steps is not None:
+            step_range(options.steps)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise BadInput(str(error)) from error
+    known = [name for name, entry in KNOWN.items() if entry.loop]
+    for policy in options.policies:
+        if policy not in known:
+            raise BadInput(f"unknown policy {policy!r}; there are {', '.join(known)}")
+
+
+def claim(options: argparse.Namespace) -> None:
+    """Make the campaign's folder, or see that it holds one of the same settings. Raises BadInput."""
+    settings = {name: getattr(options, name) for name in ("device", "quick", "requests", "steps")}
+    path = options.out / "settings.json"
+    try:
+        if path.exists():
+            before = json.loads(path.read_text())
+            if before != settings:
+                raise BadInput(f"{options.out} holds a campaign of other settings, {before}; name another OUT")
+            return
+        if options.out.exists() and any(options.out.iterdir()):
+            raise BadInput(f"{options.out} is not empty and holds no campaign; name another OUT")
+        options.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings) + "\n")
+    except (OSError, json.JSONDecodeError) as error:
+        raise BadInput(f"cannot use the folder {options.out}: {error}") from error
+
+
+def run_model(model: str, options: argparse.Namespace, seconds: float) -> int:
+    """Measure one model in a process of its own for up to `seconds`; returns its exit code."""
+    command = [sys.executable, str(HERE / "gpu_model.py"), str(options.out), "--model", model]
+    command += ["--device", options.device, "--policies", ",".join(options.policies)]
+    command += ["--quick"] if options.quick else []
+    command += ["--until", str(time.time() + seconds)] if math.isfinite(seconds) else []
+    command += ["--requests", str(options.requests)] if options.requests else []
+    command += ["--steps", options.steps] if options.steps else []
+    path = os.pathsep.join([str(options.out / "packages"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, env=environment)
+    try:
+        return process.wait(seconds + GRACE if math.isfinite(seconds) else None)
+    except subprocess.TimeoutExpired:
+        print(f"gpu.sh: {model} is stopped: its time is over", file=sys.stderr)
+        return stop(process)
+    except KeyboardInterrupt:  # the terminal has told the model's process too
+        stop(process, signal.SIGINT)
+        raise
+
+
+def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> int:
+    """Let a process finish its step and write what there is; kill it where that takes too long."""
+    try:
+        if number != signal.SIGINT:
+            process.send_signal(number)
+        return process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def draw(out: Path, environment: dict[str, str]) -> str:
+    """Draw the figures of the runs, if that can be done here; returns a line that says what came of it."""
+    runs = sorted(str(path.parent) for path in (out / "runs").glob("*/summary.json"))
+    missing = [module for module in ("matplotlib", "pydantic") if find_spec(module) is None]
+    if not runs or missing:
+        return f"no figures: {'no run has ended' if not runs else f'{missing[0]} is not installed'}"
+    command = [sys.executable, "-m", "exp.figures", "--runs", *runs, "--out", str(out / "figures")]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return f"no figures: {last}"
+    return f"figures are in {out / 'figures'}"
+
+
+def campaign(options: argparse.Namespace) -> int:
+    """Measure what is missing, write `gpu.json` after each model; returns the exit code."""
+    from gpu_report import missing_parts, print_report, write_report
+
+    minutes = options.minutes or (QUICK_MINUTES if options.quick else math.inf)
+    until = time.monotonic() + 60 * minutes
+    todo = [model for model in options.models if missing_parts(options.out, model, options)]
+    for index, model in enumerate(todo):
+        seconds = (until - time.monotonic()) / (len(todo) - index)
+        if seconds <= 0:
+            break
+        try:
+            run_model(model, options, seconds)
+        finally:
+            write_report(options.out, options)
+    report = write_report(options.out, options)
+    path = os.pathsep.join([str(options.out / "packages"), str(ROOT)])
+    print_report(report)
+    print(draw(options.out, {**os.environ, "PYTHONPATH": path}))
+    left = {model: parts for model in options.models if (parts := missing_parts(options.out, model, options))}
+    for model, parts in left.items():
+        print(f"gpu.sh: {model} lacks {', '.join(parts)}; the same command goes on", file=sys.stderr)
+    print(
+        f"everything is in {options.out / 'gpu.json'}" if not left else f"what there is, is in {options.out}/gpu.json"
+    )
+    return int(bool(left))
+
+
+def main() -> int:
+    """The command; returns its exit code."""
+    command = parser()
+    options = command.parse_args()
+    sys.path.insert(0, str(ROOT))
+    try:
+        if options.collect_wheels is not None:
+            print(collect(options.collect_wheels))
+            return 0
+        if options.out is None:
+            raise BadInput("give the campaign's folder: bash bench/gpu.sh OUT")
+        options.out = options.out.resolve()
+        has_numpy = find_spec("numpy") is not None  # else it comes with the wheels, and the core needs it
+        if has_numpy:
+            check(options)
+        claim(options)
+        if options.wheels is not None:
+            install(options.wheels, options.out / "packages")
+        check_modules(options.out / "packages")
+        if not has_numpy:
+            check(options)
+    except (BadInput, WheelsError) as error:
+        command.error(str(error))
+    try:
+        return campaign(options)
+    except KeyboardInterrupt:
+        print("\ngpu.sh: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
