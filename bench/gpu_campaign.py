@@ -16,7 +16,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gpu_wheels import WheelsError, check_modules, collect, install
 
@@ -116,22 +116,25 @@ def check(options: argparse.Namespace) -> None:
             raise BadInput(f"unknown policy {policy!r}; there are {', '.join(known)}")
 
 
-def claim(options: argparse.Namespace) -> None:
-    """Make the campaign's folder, or see that it holds one of the same settings. Raises BadInput."""
-    settings = {name: getattr(options, name) for name in ("device", "quick", "requests", "steps")}
+def check_folder(options: argparse.Namespace) -> None:
+    """Raises BadInput for a folder that holds other things, or a campaign of other settings."""
     path = options.out / "settings.json"
     try:
         if path.exists():
             before = json.loads(path.read_text())
-            if before != settings:
+            if before != settings_of(options):
                 raise BadInput(f"{options.out} holds a campaign of other settings, {before}; name another OUT")
-            return
-        if options.out.exists() and any(options.out.iterdir()):
+        elif options.out.exists() and any(entry.name != "packages" for entry in options.out.iterdir()):
             raise BadInput(f"{options.out} is not empty and holds no campaign; name another OUT")
-        options.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings) + "\n")
+        else:
+            options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, json.JSONDecodeError) as error:
         raise BadInput(f"cannot use the folder {options.out}: {error}") from error
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What a campaign keeps from its first call to its last."""
+    return {name: getattr(options, name) for name in ("device", "quick", "requests", "steps")}
 
 
 def run_model(model: str, options: argparse.Namespace, seconds: float) -> int:
@@ -142,9 +145,7 @@ def run_model(model: str, options: argparse.Namespace, seconds: float) -> int:
     command += ["--until", str(time.time() + seconds)] if math.isfinite(seconds) else []
     command += ["--requests", str(options.requests)] if options.requests else []
     command += ["--steps", options.steps] if options.steps else []
-    path = os.pathsep.join([str(options.out / "packages"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=environment_of(options.out))
     try:
         return process.wait(seconds + GRACE if math.isfinite(seconds) else None)
     except subprocess.TimeoutExpired:
@@ -166,17 +167,23 @@ def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> int:
         return process.wait()
 
 
-def draw(out: Path, environment: dict[str, str]) -> str:
+def environment_of(out: Path) -> dict[str, str]:
+    """What the campaign's processes run in: they import this checkout, and the wheels that are installed in `out`."""
+    path = [str(out / "packages"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1",
+        "MPLCONFIGDIR": str(out / ".matplotlib"),
+    }  # fmt: skip
+
+
+def draw(out: Path) -> str:
     """Draw the figures of the runs, if that can be done here; returns a line that says what came of it."""
-    runs = sorted(str(path.parent) for path in (out / "runs").glob("*/summary.json"))
-    missing = [module for module in ("matplotlib", "pydantic") if find_spec(module) is None]
-    if not runs or missing:
-        return f"no figures: {'no run has ended' if not runs else f'{missing[0]} is not installed'}"
-    command = [sys.executable, "-m", "exp.figures", "--runs", *runs, "--out", str(out / "figures")]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    if find_spec("matplotlib") is None:
+        return "no figures: matplotlib is not installed"
+    command = [sys.executable, str(HERE / "gpu_figures.py"), str(out)]
+    done = subprocess.run(command, env=environment_of(out), capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return f"no figures: {last}"
+        return f"no figures: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
     return f"figures are in {out / 'figures'}"
 
 
@@ -184,6 +191,7 @@ def campaign(options: argparse.Namespace) -> int:
     """Measure what is missing, write `gpu.json` after each model; returns the exit code."""
     from gpu_report import missing_parts, print_report, write_report
 
+    (options.out / "settings.json").write_text(json.dumps(settings_of(options)) + "\n")
     minutes = options.minutes or (QUICK_MINUTES if options.quick else math.inf)
     until = time.monotonic() + 60 * minutes
     todo = [model for model in options.models if missing_parts(options.out, model, options)]
@@ -196,9 +204,8 @@ def campaign(options: argparse.Namespace) -> int:
         finally:
             write_report(options.out, options)
     report = write_report(options.out, options)
-    path = os.pathsep.join([str(options.out / "packages"), str(ROOT)])
     print_report(report)
-    print(draw(options.out, {**os.environ, "PYTHONPATH": path}))
+    print(draw(options.out))
     left = {model: parts for model in options.models if (parts := missing_parts(options.out, model, options))}
     for model, parts in left.items():
         print(f"gpu.sh: {model} lacks {', '.join(parts)}; the same command goes on", file=sys.stderr)
@@ -223,7 +230,7 @@ def main() -> int:
         has_numpy = find_spec("numpy") is not None  # else it comes with the wheels, and the core needs it
         if has_numpy:
             check(options)
-        claim(options)
+        check_folder(options)
         if options.wheels is not None:
             install(options.wheels, options.out / "packages")
         check_modules(options.out / "packages")
