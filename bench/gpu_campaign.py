@@ -27,6 +27,8 @@ ROOT = HERE.parent
 MODELS = ("dit-s-2-256", "dit-xl-2-256", "sd15-512", "palette-256")
 POLICIES = ("clockwork", "neustream", "slack")
 QUICK_MINUTES = 8.5
+LEAST_SECONDS = 5.0
+"""A model is not begun with less time."""
 GRACE = 20.0
 """Seconds that a model's process may take beyond its time before it is stopped."""
 INTERRUPTED = 130
@@ -197,7 +199,7 @@ def campaign(options: argparse.Namespace) -> int:
     todo = [model for model in options.models if missing_parts(options.out, model, options)]
     for index, model in enumerate(todo):
         seconds = (until - time.monotonic()) / (len(todo) - index)
-        if seconds <= 0:
+        if seconds < LEAST_SECONDS:
             break
         try:
             run_model(model, options, seconds)

@@ -174,16 +174,16 @@ class Campaign:
         }  # fmt: skip
         arguments = [self.spec.name, *(text for flag, value in flags.items() for text in (f"--{flag}", str(value)))]
         options = KIND.options(make_parser(KIND).parse_args(arguments))
-        sweep = KIND.sweep(options, table)
+        scope = KIND.scope(options, table)
         pipeline = self.timer.pipeline
         if not self.is_warm:
             self.timer.warm_up()
             self.is_warm = True
-        bench = DiffusionBench(pipeline, table, policy=policy, num_requests=sweep.num_requests, steps=options.steps)
-        head = header(KIND, options, table, self.settings.out, sweep)
-        columns = goodput_columns(list(sweep.settings[0].values), KIND.unit)
+        bench = DiffusionBench(pipeline, table, policy=policy, num_requests=scope.num_requests, steps=options.steps)
+        head = header(KIND, options, table, self.settings.out, scope)
+        columns = goodput_columns(list(scope.settings[0].values), KIND.unit)
         with create_run_folder(str(path), policy, self.spec.name) as folder:
-            code = run_settings(bench, sweep.settings, folder, head, best_by=KIND.best_by, columns=columns)
+            code = run_settings(bench, scope.settings, folder, head, best_by=KIND.best_by, columns=columns)
         if code:
             sys.exit(code)
 
@@ -194,9 +194,13 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value) + "\n")
 
 
-def run_part(name: str, part: Callable[[], None], out: Path, model: str) -> bool:
+def run_part(name: str, part: Callable[[], None], options: argparse.Namespace) -> bool:
     """Measure a part; returns whether it is there. Why it failed is kept in OUT/failed/MODEL."""
-    path = out / "failed" / model / f"{name}.txt"
+    model = options.model
+    if time.time() > options.until:
+        print(f"{model}: no time for its {name}", file=sys.stderr)
+        return False
+    path = options.out / "failed" / model / f"{name}.txt"
     path.unlink(missing_ok=True)
     try:
         part()
@@ -221,10 +225,10 @@ def main() -> int:
     parser.add_argument("--steps", type=step_range)
     options = parser.parse_args()
     campaign = Campaign(options)
-    if not run_part("table", campaign.measure_table, options.out, options.model):
+    if not run_part("table", campaign.measure_table, options):
         return 1
-    has_share = run_part("step-share", campaign.measure_share, options.out, options.model)
-    has_goodput = run_part("goodput", campaign.measure_goodput, options.out, options.model)
+    has_share = run_part("step-share", campaign.measure_share, options)
+    has_goodput = run_part("goodput", campaign.measure_goodput, options)
     return int(not (has_share and has_goodput))
 
 
