@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from vllm.core.step_policy import StepCapacity, StepDecision, StepRecord
@@ -148,6 +149,8 @@ class Adapter:
         plan = self.policy.plan(now, self.streams, self.history.limits(limits))
         self.history.planned(plan)
         self._num_planned = len(plan.members)
+        if swapped and plan.module == PREFILL:  # it will not run, so that nobody need lose memory for it
+            plan = replace(plan, preempted=())
         return self._translate(plan, impossible)
 
     def _sync(

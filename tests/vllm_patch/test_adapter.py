@@ -338,6 +338,36 @@ def test_a_plan_takes_the_blocks_of_residents_for_a_prefill() -> None:
     assert bench.free_blocks() == 12
 
 
+def test_nobody_loses_memory_for_a_prefill_while_a_group_is_swapped_out() -> None:
+    bench = bench_with({"policy": "fcfs"}, blocks=9, cpu_blocks=60)
+    adapter = adapter_of(bench)
+    plan, decide = adapter.policy.plan, adapter.decide
+    asked = []
+
+    def evicting(now: float, streams: Streams, limits: Limits) -> StepPlan:
+        waiting, running = tuple(streams[PREFILL]), tuple(streams[DECODE])
+        if waiting and running:
+            return StepPlan(PREFILL, waiting, preempted=running)
+        return plan(now, streams, limits)
+
+    def watched(*arguments: Any) -> Any:
+        decision = decide(*arguments)
+        asked.append((bool(bench.scheduler.swapped), bool(decision.prefill), bool(decision.preempt)))
+        return decision
+
+    for i in range(2):
+        bench.add(f"wide{i}", 7, 12, n=3)
+    while not bench.scheduler.swapped:
+        bench.step()
+    adapter.policy.plan, adapter.decide = evicting, watched  # type: ignore[method-assign]
+    bench.add("live", 4, 5)
+    bench.add("next", 4, 5)
+    bench.run()
+    assert {preempts for swapped, prefills, preempts in asked if swapped and prefills} == {False}
+    assert bench.num_errors == 0
+    assert set(bench.reasons().values()) == {"length"}
+
+
 def test_a_second_run_on_the_engine_begins_with_no_history(table_path: str) -> None:
     bench = bench_with({"policy": "fcfs", "table": table_path})
     adapter = adapter_of(bench)
