@@ -338,6 +338,27 @@ def test_a_plan_takes_the_blocks_of_residents_for_a_prefill() -> None:
     assert bench.free_blocks() == 12
 
 
+@pytest.mark.parametrize("policy", ["neustream", "slack"])
+def test_a_demoted_resident_loses_its_blocks_to_a_live_prefill(policy: str, table_path: str) -> None:
+    bench = bench_with({"policy": policy, "table": table_path}, blocks=20)
+    ended: list[Request] = []
+    adapter_of(bench).on_end = ended.append
+    bench.add("demoted", 40, 12, slo={"ttft_ms": 1, "tpot_ms": 1, "on_miss": "demote"}, ago=100.0)
+    while not bench.scheduler.running:
+        bench.step()
+    assert bench.step() == ("decode", ["demoted"])
+    assert bench.free_blocks() == 20 - 11
+    bench.add("live", 48, 3, slo=LAX)
+    assert bench.step() == ("prefill", ["live"])
+    assert (bench.names("waiting"), bench.names("running")) == (["demoted"], ["live"])
+    trace = bench.run()
+    assert trace[:2] == [("decode", ["live"]), ("decode", ["live"])]
+    assert {r.request_id: (str(r.outcome), r.units) for r in ended} == {"live": ("met", 3), "demoted": ("late", 12)}
+    assert bench.outputs["demoted"].outputs[0].token_ids == tuple(range(10, 22))
+    assert bench.num_errors == 0
+    assert bench.free_blocks() == 20
+
+
 def test_nobody_loses_memory_for_a_prefill_while_a_group_is_swapped_out() -> None:
     bench = bench_with({"policy": "fcfs"}, blocks=9, cpu_blocks=60)
     adapter = adapter_of(bench)
