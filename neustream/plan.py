@@ -75,7 +75,11 @@ IDLE = StepPlan()
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the device holds and can do at this step boundary."""
+    """What the device holds and can do at this step boundary.
+
+    Frozen, but for what its mappings hold: `last_seconds`, `drift` and `lengths` are the driver's own and go on
+    changing with the next step. A policy reads them while it plans, and keeps none.
+    """
 
     max_resident: int = UNLIMITED
     """Seats (sequences) that may be past their first stage at once."""

@@ -229,7 +229,7 @@ def test_no_image_is_run_that_could_not_be_in_time_even_alone(name, data):
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_neustream_rejects_no_prompt_that_could_still_make_its_first_token_alone(data):
     streams, now = data.draw(states(LLM))
     for rejection in make_policy("neustream", LLM).plan(now, streams, Limits()).rejected:
@@ -238,7 +238,7 @@ def test_neustream_rejects_no_prompt_that_could_still_make_its_first_token_alone
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_neustream_rejects_no_image_that_could_still_make_it_alone(data):
     streams, now = data.draw(states(LOOP))
     for rejection in make_policy("neustream", LOOP).plan(now, streams, Limits()).rejected:

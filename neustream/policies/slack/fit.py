@@ -125,7 +125,7 @@ class FluidFit:
     def _turn_size(self, steps: Floats, margins: Floats) -> int:
         """The batch that does most per second among those whose step is no longer than the tightest pace."""
         most = min(len(steps), self.largest)
-        return self._best[bisect_right(self.seconds, float((margins / steps).min()), 0, most + 1) - 1]
+        return self._best[bisect_right(self.seconds, float((margins / steps).min()), 1, most + 1) - 1]
 
     def _together(self, steps: Floats, margins: Floats, tails: Floats) -> bool:
         """Everybody in every step: the batch shrinks, and steps get faster, as jobs finish, shortest first."""
