@@ -26,10 +26,10 @@ ROOT = HERE.parent
 
 MODELS = ("dit-s-2-256", "dit-xl-2-256", "sd15-512", "palette-256")
 POLICIES = ("clockwork", "neustream", "slack")
-QUICK_MINUTES = 8.5
+QUICK_MINUTES = 8.0
 LEAST_SECONDS = 5.0
 """A model is not begun with less time."""
-GRACE = 20.0
+GRACE = 15.0
 """Seconds that a model's process may take beyond its time before it is stopped."""
 INTERRUPTED = 130
 
@@ -83,14 +83,14 @@ def parser() -> Parser:
     add("--models", type=names, default=MODELS, metavar="M,…", help=f"default {','.join(MODELS)}")
     add("--policies", type=names, default=POLICIES, metavar="P,…", help=f"default {','.join(POLICIES)}")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="default cuda")
-    add("--quick", action="store_true", help="fewer sizes, steps and rates, in under 9 minutes on an H100")
+    add("--quick", action="store_true", help="fewer sizes, steps and rates, in under 9 minutes")
     add(
         "--minutes",
         type=positive,
         metavar="N",
         help=f"stop after so long (default: --quick {QUICK_MINUTES:g}, else none)",
     )
-    add("--requests", type=count, metavar="N", help="requests per setting (default 500; --quick: 5 s of arrivals)")
+    add("--requests", type=count, metavar="N", help="requests per setting (default 500; --quick: 4 s of arrivals)")
     add("--steps", metavar="N|LO:HI", help="denoising steps, HI excluded (default: the paper's; --quick: fewer)")
     add("--wheels", type=Path, metavar="DIR", help="wheels of what this Python lacks; installed into OUT only")
     add("--collect-wheels", type=Path, metavar="DIR", help="download these wheels, where there is a network, and stop")
@@ -155,6 +155,9 @@ def run_model(model: str, options: argparse.Namespace, seconds: float) -> int:
         return stop(process)
     except KeyboardInterrupt:  # the terminal has told the model's process too
         stop(process, signal.SIGINT)
+        raise
+    except SystemExit:
+        stop(process)
         raise
 
 
@@ -240,6 +243,7 @@ def main() -> int:
             check(options)
     except (BadInput, WheelsError) as error:
         command.error(str(error))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         return campaign(options)
     except KeyboardInterrupt:

@@ -63,13 +63,14 @@ def install(folder: Path, target: Path) -> None:
     """
     size_of(folder)
     wheels = [wheel for wheel in sorted(folder.glob("*.whl")) if not _is_there(wheel)]
-    digest = hashlib.sha256("\n".join(wheel.name for wheel in wheels).encode()).hexdigest()
+    names = [sys.version, *(wheel.name for wheel in wheels)]
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
     mark = target / ".installed"
     if mark.exists() and mark.read_text() == digest:
         return
     shutil.rmtree(target, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-    command += ["--disable-pip-version-check", "--target", str(target), *map(str, wheels)]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--isolated", "--no-index", "--no-deps"]
+    command += ["--no-compile", "--disable-pip-version-check", "--target", str(target), *map(str, wheels)]
     print(f"installing {len(wheels)} wheels into {target}", file=sys.stderr, flush=True)
     if wheels and subprocess.run(command).returncode:
         raise WheelsError(f"pip could not install the wheels of {folder}; its own lines say why")

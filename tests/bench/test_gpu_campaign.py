@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -89,16 +90,34 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "device cuda: the driver lists no NVIDIA GPU" in done.stderr
 
 
-def test_a_killed_campaign_goes_on_and_does_nothing_twice(tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def stop_while_measuring(out: Path, number: signal.Signals) -> int:
+    """Start a campaign, send it the signal when its table is half measured, and wait until none of it is left."""
     command = ["bash", str(BENCH / "gpu.sh"), str(out), *ONE_POLICY]
     kept = out / "tables" / ".dit-nano.json.partial"
-    process = subprocess.Popen(command, start_new_session=True, env=environment(), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, start_new_session=True, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not kept.exists():
         assert process.poll() is None, "it ended before it kept anything"
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    code = process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.killpg(process.pid, 0)
+            time.sleep(0.02)
+    assert not (out / "tables" / "dit-nano.json").exists()
+    return code
+
+
+def test_a_campaign_that_is_told_to_stop_leaves_no_process_behind(tmp_path: Path) -> None:
+    assert stop_while_measuring(tmp_path / "out", signal.SIGTERM) == 128 + signal.SIGTERM
+    assert report(tmp_path / "out")["models"]["dit-nano"]["table"] is None
+
+
+def test_a_killed_campaign_goes_on_and_does_nothing_twice(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stop_while_measuring(out, signal.SIGKILL)
 
     done = gpu(out, *ONE_POLICY)
     assert done.returncode == 0, done.stderr
