@@ -1,1 +1,1 @@
-"""slack: start only what leaves every promise kept. docs/slack.md explains the rules."""
+"""slack: start only what, by the forecast, leaves everything under way in time. docs/slack.md explains the rules."""
