@@ -83,6 +83,7 @@ def entry(module: str):
         assert spec is not None
         assert spec.loader is not None
         loaded = importlib.util.module_from_spec(spec)
+        sys.modules[module] = loaded  # where its dataclasses look for it
         spec.loader.exec_module(loaded)
         return loaded.main
     return importlib.import_module(module).main
