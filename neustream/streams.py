@@ -67,8 +67,14 @@ class Streams:
     def split(self) -> tuple[Streams, Streams]:
         """`(live, demoted)`: the same requests, in the same order, in two sets of streams."""
         live, demoted = Streams(self._streams), Streams(self._streams)
-        for request in self:
-            (demoted if request.demoted else live).add(request)
+        for module, stream in self._streams.items():
+            shown, hidden = live._streams[module], demoted._streams[module]
+            for request_id, request in stream.items():
+                if request.demoted:
+                    hidden[request_id] = request
+                else:
+                    shown[request_id] = request
+        demoted.num_demoted = self.num_demoted
         return live, demoted
 
     def get(self, request_id: str) -> Request | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from neustream.latency import Shape
 from neustream.plan import Limits, StepPlan
 from neustream.request import Request
 from neustream.streams import Streams
@@ -48,8 +49,8 @@ class StepPolicy(Protocol):
         ...
 
 
-def num_fitting(waiting: Sequence[Request], num_running: int, limits: Limits) -> int:
-    """How many requests of this sequence, taken from its front, the device has room for in one prefill.
+def num_fitting(waiting: Iterable[Request], num_running: int, limits: Limits) -> int:
+    """How many of these requests, taken from the front, the device has room for in one prefill.
 
     The first is let through however long its input is, provided that seats and memory allow it: otherwise an
     input longer than a step's work would wait for ever.
@@ -57,16 +58,29 @@ def num_fitting(waiting: Sequence[Request], num_running: int, limits: Limits) ->
     seats = limits.max_resident - num_running
     blocks = limits.free_blocks - limits.spare_blocks
     work = limits.max_work
-    for count, request in enumerate(waiting):
+    block_size = limits.block_size
+    count = 0
+    for request in waiting:
         pending = request.pending
         seats -= request.width
         work -= pending
-        blocks -= limits.blocks(pending)
+        blocks -= -(-pending // block_size)
         if seats < 0 or blocks < 0 or (work < 0 and count):
-            return count
-    return len(waiting)
+            break
+        count += 1
+    return count
 
 
-def seats_taken(running: Iterable[Request]) -> int:
-    """Seats of the requests that are past their first stage."""
-    return sum(request.width for request in running)
+def seats_taken(requests: Iterable[Request]) -> int:
+    """Seats of these requests."""
+    return sum([request.width for request in requests])
+
+
+def decode_shape(running: Iterable[Request]) -> Shape:
+    """The shape of a step that runs these past their first stage: seats and context, which is all that counts then."""
+    batch = context = 0
+    for request in running:
+        width = request.width
+        batch += width
+        context += (request.size + request.units + request.in_flight) * width
+    return Shape(batch, 0, 0, context)

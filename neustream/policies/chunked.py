@@ -36,7 +36,7 @@ class Chunked:
         pieces: list[Piece] = []
         waiting = streams[PREFILL]
         seats = limits.max_resident - decodes - seats_taken(r for r in waiting if r.is_resident)
-        growth = sum(1 for r in streams[DECODE] if limits.blocks(r.context) > limits.blocks(r.context - 1))
+        growth = sum([1 for request in streams[DECODE] if (request.context - 1) % limits.block_size == 0])
         blocks = limits.free_blocks - limits.spare_blocks - growth
         for is_begun in (True, False):
             for request in waiting:
@@ -44,12 +44,13 @@ class Chunked:
                     return tuple(pieces)
                 if request.is_resident is not is_begun:
                     continue
+                pending = request.pending
                 if not is_begun:
                     seats -= request.width
-                    blocks -= limits.blocks(request.pending)
+                    blocks -= limits.blocks(pending)
                     if seats < 0 or blocks < 0:
                         return tuple(pieces)
-                piece = min(request.pending, work)
+                piece = min(pending, work)
                 work -= piece
                 pieces.append(Piece(request, piece))
         return tuple(pieces)

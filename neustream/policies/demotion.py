@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from neustream.plan import Limits, StepPlan
+from neustream.plan import UNLIMITED, Limits, StepPlan
 from neustream.policies.base import StepPolicy, seats_taken
 from neustream.request import Request
 from neustream.streams import Streams
@@ -28,12 +28,21 @@ class WithDemotion:
             return self.policy.plan(now, streams, limits)
         live, demoted = streams.split()
         residents = _residents(demoted)
-        held = sum(blocks_held(request, limits) for request in residents)
-        plan = self.policy.plan(now, live, replace(limits, free_blocks=limits.free_blocks + held))
+        seen = limits
+        if residents and limits.free_blocks < UNLIMITED:
+            held = sum([blocks_held(request, limits) for request in residents])
+            seen = replace(limits, free_blocks=limits.free_blocks + held)
+        plan = self.policy.plan(now, live, seen)
         if plan.module is None:
             return self._idle(now, plan, _residents(live), demoted, limits)
+        if not residents:
+            return plan
         blocks = limits.free_blocks - blocks_needed(plan, limits)
-        seats = limits.max_resident - seats_taken(_residents(live)) - seats_taken(residents) - _seats_needed(plan)
+        new = [request for request in plan.members if not request.is_resident]
+        seats = 0
+        if new:
+            taken = seats_taken(new) + seats_taken(residents) + seats_taken(_residents(live))
+            seats = limits.max_resident - taken
         preempted = _evict(residents, blocks, seats, limits)
         return replace(plan, preempted=preempted) if preempted else plan
 
@@ -61,6 +70,8 @@ def blocks_held(request: Request, limits: Limits) -> int:
 
 def blocks_needed(plan: StepPlan, limits: Limits) -> int:
     """Free blocks without which a driver would preempt somebody for this step, or could not run all of it."""
+    if limits.free_blocks >= UNLIMITED:
+        return 0
     first = [request for request in plan.members if not request.stage]
     grown = [request for request in plan.batch if request.stage]
     needed = sum(
@@ -72,15 +83,12 @@ def blocks_needed(plan: StepPlan, limits: Limits) -> int:
     if first:
         needed += limits.spare_blocks
     if grown:  # each in turn needs a free block per sequence, whether it fills it or not
-        needed += max(request.width for request in grown)
-        needed += sum(
-            request.width for request in grown if limits.blocks(request.context) > blocks_held(request, limits)
-        )
+        seats = [request.width for request in grown]
+        needed += max(seats) + sum(seats)
+        if needed > limits.free_blocks:  # not all of them begin a block in this step
+            size = limits.block_size
+            needed -= sum([request.width for request in grown if (request.context - 1) % size])
     return needed
-
-
-def _seats_needed(plan: StepPlan) -> int:
-    return seats_taken(request for request in plan.members if not request.is_resident)
 
 
 def _residents(streams: Streams) -> list[Request]:
@@ -89,6 +97,8 @@ def _residents(streams: Streams) -> list[Request]:
 
 def _evict(residents: Iterable[Request], blocks: int, seats: int, limits: Limits) -> tuple[Request, ...]:
     """The newest of these, as many as it takes until neither `blocks` nor `seats` is below 0."""
+    if blocks >= 0 and seats >= 0:
+        return ()
     evicted: list[Request] = []
     newest_first = sorted(residents, key=lambda request: request.arrival, reverse=True)
     while newest_first and (blocks < 0 or seats < 0):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from neustream.plan import IDLE, Limits, StepPlan
 from neustream.policies.base import num_fitting, seats_taken
 from neustream.route import DECODE, PREFILL
@@ -15,17 +17,9 @@ class Fcfs:
         waiting = streams[PREFILL]
         running = streams[DECODE]
         if waiting:
-            # A step takes a bounded number; a long queue need not be copied to find it.
-            head = []
-            work = 0
-            for request in waiting:
-                head.append(request)
-                work += request.pending
-                if work > limits.max_work or len(head) > limits.max_resident:
-                    break
-            count = num_fitting(head, seats_taken(running), limits)
+            count = num_fitting(waiting, seats_taken(running), limits)
             if count:
-                return StepPlan(PREFILL, tuple(head[:count]))
+                return StepPlan(PREFILL, tuple(islice(waiting, count)))
         if running:
             return StepPlan(DECODE, tuple(running))
         return IDLE

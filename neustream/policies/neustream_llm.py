@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import accumulate
 
-from neustream.cost import shape_of
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.policies.base import USUAL, PolicyContext, at_least, num_fitting
+from neustream.policies.base import USUAL, PolicyContext, at_least, decode_shape, num_fitting
 from neustream.request import Request
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
@@ -36,7 +36,7 @@ class NeuStreamLlm:
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
         running = streams[DECODE]
-        shape = shape_of(running)
+        shape = decode_shape(running)
         step = limits.last_seconds.get(DECODE)
         if step is None:
             step = self.decode.predict(shape if running else Shape())
@@ -44,7 +44,7 @@ class NeuStreamLlm:
         waiting.sort(key=lambda request: (request.units == 0, request.size))
         count = num_fitting(waiting, shape.batch, limits)
         if count and running:
-            count = self._affordable(now, waiting[:count], shape, self._floor(now, running, step), step)
+            count = self._affordable(now, waiting[:count], shape, min(self._dues(now, running, step)), step)
         if count:
             return StepPlan(PREFILL, tuple(waiting[:count]), tuple(rejected))
         if running:
@@ -56,21 +56,26 @@ class NeuStreamLlm:
         ahead = self.horizon - request.units
         return ahead * (pace - step) if ahead > 0 and pace is not None else 0.0
 
-    def _floor(self, now: float, requests: Iterable[Request], step: float) -> float:
-        """The earliest deadline plus credit among these.
+    def _dues(self, now: float, requests: Iterable[Request], step: float) -> list[float]:
+        """The next deadline of each plus its credit: the times that a prefill must keep.
 
         A request that was preempted and whose next deadline is past sets none, waiting or running: its deadlines
         cannot be kept, and would otherwise keep out all others until it has finished.
         """
-        floor = math.inf
+        horizon = self.horizon
+        dues = []
         for request in requests:
             due = request.next_deadline
             if due < now and request.num_preemptions:
-                continue
-            due += self._credit(request, step)
-            if due < floor:
-                floor = due
-        return floor
+                due = math.inf
+            else:
+                ahead = horizon - request.units
+                if ahead > 0:  # `_credit`, without a call for each
+                    pace = request.deadlines.pace
+                    if pace is not None:
+                        due += ahead * (pace - step)
+            dues.append(due)
+        return dues
 
     def _triage(self, now: float, streams: Streams, step: float) -> tuple[list[Request], list[Rejection]]:
         """Split the waiting into those worth keeping and those whose first unit cannot be in time even alone.
@@ -82,10 +87,9 @@ class NeuStreamLlm:
         rejected: list[Rejection] = []
         for request in streams[PREFILL]:
             alone = self.prefill.alone(request.pending)
-            slack = request.next_deadline + max(self._credit(request, step), 0.0) - now
-            if slack < alone and not request.units:
-                due = request.next_deadline - now
-                reason = f"first unit due in {due:.3f} s, {PREFILL} alone takes {alone:.3f} s"
+            due = request.next_deadline
+            if due - now < alone and not request.units and due + max(self._credit(request, step), 0.0) - now < alone:
+                reason = f"first unit due in {due - now:.3f} s, {PREFILL} alone takes {alone:.3f} s"
                 rejected.append(Rejection(request, reason))
             else:
                 keep.append(request)
@@ -94,17 +98,20 @@ class NeuStreamLlm:
     def _affordable(self, now: float, waiting: list[Request], running: Shape, floor: float, step: float) -> int:
         """The largest m such that, with the first m prefilled now and one decode step of all after it, nobody is late.
 
-        `floor` is that of the running (see `_floor`). More requests cost more time and
-        bring more deadlines, so feasibility falls with m and a binary search finds its edge.
+        `floor` is the earliest of the `_dues` of the running. More requests cost more time and bring more deadlines, so
+        feasibility falls with m and a binary search finds its edge.
         """
         sums = [(0, 0, 0, 0)]
-        floors = [math.inf]
+        floors = [math.inf, *accumulate(self._dues(now, waiting, step), min)]
+        seats = work = squares = context = 0
         for request in waiting:
-            seats, work, squares, context = sums[-1]
             pending = request.pending
-            wide = request.context * request.width
-            sums.append((seats + request.width, work + pending, squares + pending * pending, context + wide))
-            floors.append(min(floors[-1], self._floor(now, (request,), step)))
+            width = request.width
+            seats += width
+            work += pending
+            squares += pending * pending
+            context += (request.size + request.units + request.in_flight) * width
+            sums.append((seats, work, squares, context))
         low, high = 0, len(waiting)
         while low < high:
             middle = (low + high + 1) // 2
