@@ -120,7 +120,9 @@ def decision(policy_name: str, table: LatencyTable, make: Callable[[int], Made],
     """A function that takes one decision, always the same."""
     streams, now = make(count)
     policy = make_policy(policy_name, table)
-    limits = Limits(max_resident=4 * count, max_work=4096, free_blocks=100_000, block_size=16, can_split=True)
+    limits = Limits()
+    if table is LLM:
+        limits = Limits(max_resident=4 * count, max_work=4096, free_blocks=100_000, block_size=16, can_split=True)
     return lambda: policy.plan(now, streams, limits)
 
 

@@ -36,7 +36,7 @@ class Candidate(NamedTuple):
         """
         request = self.request
         units = request.units + request.in_flight
-        ahead = max(int(forgiven * (request.max_units - units)), 1)
+        ahead = max(int(forgiven * sum(request.left)), 1)
         return first_end + ahead * step <= request.deadlines.at(units + 1 + ahead)
 
 
@@ -72,9 +72,14 @@ class Cut(NamedTuple):
         blocks = self.blocks + limits.blocks(pending)
         if is_late:
             return Cut(shape, blocks, self.first_due, self.second_due)
-        first_due = min(self.first_due, request.next_deadline)
-        second_due = request.deadlines.at(units + 2) if request.max_units > units + 1 else math.inf
-        return Cut(shape, blocks, first_due, min(self.second_due, second_due))
+        first_due, second_due = self.first_due, self.second_due
+        if request.next_deadline < first_due:
+            first_due = request.next_deadline
+        if sum(request.left) > 1:
+            second = request.deadlines.at(units + 2)
+            if second < second_due:
+                second_due = second
+        return Cut(shape, blocks, first_due, second_due)
 
 
 class Admission:
@@ -213,6 +218,6 @@ def _member(candidate: Candidate) -> Member:
     """The candidate once its prefill is done."""
     request = candidate.request
     units = request.units + request.in_flight
-    left = request.max_units - units - 1
+    left = sum(request.left) - 1  # every visit delivers a unit
     context = (request.size + units + 1) * request.width
     return left, context, request.width, request.deadlines.at(units + 1 + left)

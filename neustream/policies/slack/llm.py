@@ -27,7 +27,7 @@ class Triage(NamedTuple):
     """The waiting requests by what can still become of them."""
 
     overdue: list[Candidate]
-    """Preempted requests that have waited too long (`_is_overdue`), longest wait first."""
+    """Preempted requests that have waited too long (`_overdue_at`), longest wait first."""
     waiting: list[Candidate]
     """Those that can be in time, least laxity first."""
     late: list[Candidate]
@@ -76,21 +76,18 @@ class SlackLlm:
         waiting: list[Candidate] = []
         late: list[Candidate] = []
         rejected: list[Rejection] = []
-        slowness = limits.drift.get(PREFILL, 1.0)
-        decode_slowness = limits.drift.get(DECODE, 1.0)
+        slowness, decode_slowness = limits.drift.get(PREFILL, 1.0), limits.drift.get(DECODE, 1.0)
+        base, slope = self.forecast.step(Shape(1)) * decode_slowness, self.forecast.slope * decode_slowness
         for request in streams[PREFILL]:
             pending = request.pending
             alone = self._prefill_alone(pending) * slowness
             laxity = request.next_deadline - now - alone
             candidate = Candidate(request, pending, laxity)
-            if request.units and self._is_overdue(now, request, alone, decode_slowness):
+            if request.units and now >= _overdue_at(request, alone, base + slope * pending):
                 overdue.append(candidate)
-                continue
-            if laxity >= 0.0 and request.units_on_time == request.units:
+            elif laxity >= 0.0 and request.units_on_time == request.units:
                 waiting.append(candidate)
-                continue
-            step = self.forecast.step(Shape(1, context=pending)) * decode_slowness
-            if request.units or candidate.catches_up(now + alone, step, FORGIVEN):
+            elif request.units or candidate.catches_up(now + alone, base + slope * pending, FORGIVEN):
                 late.append(candidate)
             else:
                 due = request.next_deadline - now
@@ -101,38 +98,35 @@ class SlackLlm:
         late.sort(key=lambda candidate: -candidate.laxity)
         return Triage(overdue, waiting, late, tuple(rejected))
 
-    def _is_overdue(self, now: float, request: Request, alone: float, slowness: float) -> bool:
-        """Whether a preempted request has waited since its last unit as long as the rest would take it alone."""
-        assert request.last_unit_at is not None
-        left = request.max_units - request.units - request.in_flight - 1
-        step = self.forecast.step(Shape(1, context=request.context)) * slowness
-        return now - request.last_unit_at >= alone + left * step
-
     def _residents(self, now: float, streams: Streams, limits: Limits) -> Residents:
         """What the running requests hold and ask for."""
-        rows: list[tuple[Request, int]] = []
         batch = context = 0
+        promised = math.inf
+        members: list[Member] = []
+        late: list[tuple[Request, int, int]] = []
         for request in streams[DECODE]:
             width = request.width
-            wide = request.context * width
+            units = request.units
+            planned = units + request.in_flight
+            wide = (request.size + planned) * width
             batch += width
             context += wide
-            rows.append((request, wide))
-        shape = Shape(batch, 0, 0, context)
-        if not rows:
-            return Residents((), shape, math.inf, ())
-        next_end = now + self.forecast.step(shape) * limits.drift.get(DECODE, 1.0)
-        promised = math.inf
-        caught_up: list[float] = []
-        members: list[Member] = []
-        for request, wide in rows:
-            due = request.next_deadline
             left = request.left[request.stage]
-            last_due = math.inf
-            if request.units_on_time == request.units and due >= now:
-                promised = min(promised, due)
-                last_due = request.deadlines.at(request.units + request.in_flight + left)
-            elif due >= next_end:
+            due = request.next_deadline
+            if request.units_on_time != units or due < now:
+                late.append((request, left, wide))
+                continue
+            if due < promised:
+                promised = due
+            members.append((left, wide, width, request.deadlines.at(planned + left)))
+        shape = Shape(batch, 0, 0, context)
+        if not late:
+            return Residents(members, shape, promised, ())
+        next_end = now + self.forecast.step(shape) * limits.drift.get(DECODE, 1.0)
+        caught_up: list[float] = []
+        for request, left, wide in late:
+            due, last_due = request.next_deadline, math.inf
+            if due >= next_end:
                 caught_up.append(due)
                 last_due = request.deadlines.at(request.units + request.in_flight + left)
             members.append((left, wide, request.width, last_due))
@@ -145,3 +139,9 @@ class SlackLlm:
                 self._alone.clear()
             alone = self._alone[pending] = self.prefill.alone(pending)
         return alone
+
+
+def _overdue_at(request: Request, alone: float, step: float) -> float:
+    """When a preempted request has waited, since its last unit, for as long as the rest would take it alone."""
+    assert request.last_unit_at is not None
+    return request.last_unit_at + alone + (sum(request.left) - 1) * step
