@@ -85,7 +85,7 @@ def test_demoted_requests_do_not_outgrow_live_ones_that_hold_memory_and_do_not_r
 
 @pytest.mark.parametrize("policy", LLM_POLICIES)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_live_requests_end_as_if_no_demoted_request_were_there(policy, data):
     """All live ones are there from the start, so that no step of demoted requests is under way when one comes."""
     blocks = data.draw(st.integers(30, 60))

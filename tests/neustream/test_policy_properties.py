@@ -154,7 +154,7 @@ def check_plan(plan: StepPlan, streams: Streams, limits: Limits) -> None:
 
 @pytest.mark.parametrize(("name", "table"), KINDS, ids=IDS)
 @given(data=st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=18, deadline=None)
 def test_a_plan_is_well_formed_fits_the_device_and_changes_nothing(name, table, data):
     streams, now = data.draw(states(table))
     limits = data.draw(limits_for(name, table))
@@ -168,7 +168,7 @@ def test_a_plan_is_well_formed_fits_the_device_and_changes_nothing(name, table, 
 
 @pytest.mark.parametrize(("name", "table"), KINDS, ids=IDS)
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=18, deadline=None)
 def test_a_policy_with_room_for_everybody_runs_rejects_or_says_when_it_will(name, table, data):
     streams, now = data.draw(states(table))
     plan = make_policy(name, table).plan(now, streams, Limits(can_split=True))
@@ -177,7 +177,7 @@ def test_a_policy_with_room_for_everybody_runs_rejects_or_says_when_it_will(name
 
 @pytest.mark.parametrize(("name", "table"), KINDS, ids=IDS)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=18, deadline=None)
 def test_every_request_that_goes_in_ends_exactly_once(name, table, data):
     """Prompts: on a device short of seats and memory, where texts end early and requests are preempted at random."""
     arrivals = data.draw(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=10))
@@ -209,7 +209,7 @@ def test_every_request_that_goes_in_ends_exactly_once(name, table, data):
 
 @pytest.mark.parametrize("name", ["neustream", "slack"])
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=18, deadline=None)
 def test_a_preempted_prompt_is_never_rejected_and_a_rejected_one_has_delivered_nothing(name, data):
     streams, now = data.draw(states(LLM))
     plan = make_policy(name, LLM).plan(now, streams, data.draw(LLM_LIMITS))
@@ -218,7 +218,7 @@ def test_a_preempted_prompt_is_never_rejected_and_a_rejected_one_has_delivered_n
 
 @pytest.mark.parametrize("name", ["neustream", "clockwork", "slack"])
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=18, deadline=None)
 def test_no_image_is_run_that_could_not_be_in_time_even_alone(name, data):
     streams, now = data.draw(states(LOOP))
     plan = make_policy(name, LOOP).plan(now, streams, Limits())
@@ -229,7 +229,7 @@ def test_no_image_is_run_that_could_not_be_in_time_even_alone(name, data):
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=18, deadline=None)
 def test_neustream_rejects_no_prompt_that_could_still_make_its_first_token_alone(data):
     streams, now = data.draw(states(LLM))
     for rejection in make_policy("neustream", LLM).plan(now, streams, Limits()).rejected:
@@ -238,7 +238,7 @@ def test_neustream_rejects_no_prompt_that_could_still_make_its_first_token_alone
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=18, deadline=None)
 def test_neustream_rejects_no_image_that_could_still_make_it_alone(data):
     streams, now = data.draw(states(LOOP))
     for rejection in make_policy("neustream", LOOP).plan(now, streams, Limits()).rejected:

@@ -179,7 +179,7 @@ def decode_alone(table: LatencyTable, members: list[tuple[int, int]]) -> list[fl
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 100)), min_size=1, max_size=8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_forecast_is_what_decoding_step_by_step_comes_to(drawn):
     model = ContextLatency((0.03, 1e-4), (1, 4, 8), (0.03, 0.05, 0.09))
     table = LatencyTable("m", "d", {"decode": model})
@@ -193,7 +193,7 @@ def test_the_forecast_is_what_decoding_step_by_step_comes_to(drawn):
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 100)), min_size=1, max_size=8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_forecast_of_memory_covers_the_fullest_step(drawn):
     live, peak = list(drawn), 0
     while live:

@@ -195,7 +195,7 @@ def is_feasible(left: tuple[int, ...], margins: tuple[float, ...], seconds: list
 
 
 @given(jobs_of, st.lists(st.floats(0.0, 0.6), min_size=2, max_size=2))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_what_is_said_to_fit_can_be_scheduled_to_within_a_step(drawn, rises):
     seconds = [0.0, 1.0, 1.0 + rises[0], 1.0 + sum(rises)]
     jobs = [job(str(i), steps, margin) for i, (steps, margin) in enumerate(drawn)]
@@ -205,7 +205,7 @@ def test_what_is_said_to_fit_can_be_scheduled_to_within_a_step(drawn, rises):
 
 
 @given(jobs_of)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_leaving_somebody_out_never_makes_the_others_miss(drawn):
     fit = FluidFit([0.0, 1.0, 1.5, 2.0], 3)
     jobs = [job(str(i), steps, margin) for i, (steps, margin) in enumerate(drawn)]
