@@ -16,85 +16,20 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from gpu_arguments import QUICK_MINUTES, BadInput, parser
 from gpu_wheels import WheelsError, check_modules, collect, install
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 
-MODELS = ("dit-s-2-256", "dit-xl-2-256", "sd15-512", "palette-256")
-POLICIES = ("clockwork", "neustream", "slack")
-QUICK_MINUTES = 8.0
 LEAST_SECONDS = 5.0
 """A model is not begun with less time."""
 GRACE = 15.0
 """Seconds that a model's process may take beyond its time before it is stopped."""
 INTERRUPTED = 130
-
-
-class BadInput(ValueError):
-    """Something the user gave that cannot work; the message says what, and what would."""
-
-
-class Parser(argparse.ArgumentParser):
-    """One-line errors. That of `neustream.cli` needs numpy, which may come with the wheels."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def names(text: str) -> tuple[str, ...]:
-    """An argparse type: `a,b`, each named once."""
-    items = tuple(item.strip() for item in text.split(","))
-    if len(set(items)) < len(items) or "" in items:
-        raise argparse.ArgumentTypeError(f"expected names like a,b, each once, got {text!r}")
-    return items
-
-
-def positive(text: str) -> float:
-    """An argparse type: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return value
-
-
-def count(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def parser() -> Parser:
-    """The command line."""
-    result = Parser(
-        prog="gpu.sh",
-        description="Latency tables, step shares and goodput of image models on this machine, into OUT/gpu.json.",
-        epilog="Stopped, or out of time? The same command goes on. docs/gpu.md says what comes out.",
-    )
-    add = result.add_argument
-    add("out", nargs="?", type=Path, metavar="OUT", help="the campaign's folder: new, or one that goes on")
-    add("--models", type=names, default=MODELS, metavar="M,…", help=f"default {','.join(MODELS)}")
-    add("--policies", type=names, default=POLICIES, metavar="P,…", help=f"default {','.join(POLICIES)}")
-    add("--device", choices=("cuda", "cpu"), default="cuda", help="default cuda")
-    add("--quick", action="store_true", help="fewer sizes, steps and rates, in under 9 minutes")
-    add(
-        "--minutes",
-        type=positive,
-        metavar="N",
-        help=f"stop after so long (default: --quick {QUICK_MINUTES:g}, else none)",
-    )
-    add("--requests", type=count, metavar="N", help="requests per setting (default 500; --quick: 4 s of arrivals)")
-    add("--steps", metavar="N|LO:HI", help="denoising steps, HI excluded (default: the paper's; --quick: fewer)")
-    add("--wheels", type=Path, metavar="DIR", help="wheels of what this Python lacks; installed into OUT only")
-    add("--collect-wheels", type=Path, metavar="DIR", help="download these wheels, where there is a network, and stop")
-    return result
 
 
 def check(options: argparse.Namespace) -> None:
@@ -124,7 +59,7 @@ def check_folder(options: argparse.Namespace) -> None:
     try:
         if path.exists():
             before = json.loads(path.read_text())
-            if before != settings_of(options):
+            if any(before.get(name) != value for name, value in settings_of(options).items()):
                 raise BadInput(f"{options.out} holds a campaign of other settings, {before}; name another OUT")
         elif options.out.exists() and any(entry.name != "packages" for entry in options.out.iterdir()):
             raise BadInput(f"{options.out} is not empty and holds no campaign; name another OUT")
@@ -137,6 +72,17 @@ def check_folder(options: argparse.Namespace) -> None:
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What a campaign keeps from its first call to its last."""
     return {name: getattr(options, name) for name in ("device", "quick", "requests", "steps")}
+
+
+def claim(options: argparse.Namespace) -> None:
+    """Keep the settings, and on which device, for later calls. Raises BadInput for a campaign of another device."""
+    from neustream.catalog.machine import device_slug
+
+    path, slug = options.out / "settings.json", device_slug(options.device)
+    before = json.loads(path.read_text())["machine"] if path.exists() else slug
+    if before != slug:
+        raise BadInput(f"{options.out} holds a campaign on {before}, and this is {slug}; name another OUT")
+    path.write_text(json.dumps({**settings_of(options), "machine": slug}) + "\n")
 
 
 def run_model(model: str, options: argparse.Namespace, seconds: float) -> int:
@@ -183,6 +129,8 @@ def environment_of(out: Path) -> dict[str, str]:
 
 def draw(out: Path) -> str:
     """Draw the figures of the runs, if that can be done here; returns a line that says what came of it."""
+    if not any(out.glob("runs/*/summary.json")):
+        return "no figures: no setting has ended"
     if find_spec("matplotlib") is None:
         return "no figures: matplotlib is not installed"
     command = [sys.executable, str(HERE / "gpu_figures.py"), str(out)]
@@ -196,7 +144,6 @@ def campaign(options: argparse.Namespace) -> int:
     """Measure what is missing, write `gpu.json` after each model; returns the exit code."""
     from gpu_report import missing_parts, print_report, write_report
 
-    (options.out / "settings.json").write_text(json.dumps(settings_of(options)) + "\n")
     minutes = options.minutes or (QUICK_MINUTES if options.quick else math.inf)
     until = time.monotonic() + 60 * minutes
     todo = [model for model in options.models if missing_parts(options.out, model, options)]
@@ -241,6 +188,7 @@ def main() -> int:
         check_modules(options.out / "packages")
         if not has_numpy:
             check(options)
+        claim(options)
     except (BadInput, WheelsError) as error:
         command.error(str(error))
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

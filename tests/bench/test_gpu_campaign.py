@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from neustream.catalog.machine import device_slug
+
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
 sys.path.insert(0, str(BENCH))
@@ -63,6 +65,7 @@ def test_the_script_parses_and_says_what_it_takes() -> None:
         (("OUT", "--wheels", "EMPTY"), "holds no wheel; `bash bench/gpu.sh --collect-wheels DIR` fills a folder"),
         (("FULL",), "is not empty and holds no campaign; name another OUT"),
         (("OTHER",), "holds a campaign of other settings, {'device': 'cpu', "),
+        (("ELSEWHERE",), "holds a campaign on rtx4090, and this is cpu-"),
         (("FILE",), "cannot use the folder"),
     ],
 )
@@ -73,6 +76,9 @@ def test_bad_input_is_one_line_with_exit_code_2(tmp_path: Path, arguments: tuple
     (tmp_path / "OTHER").mkdir()
     settings = {"device": "cpu", "quick": False, "requests": 7, "steps": None}
     (tmp_path / "OTHER" / "settings.json").write_text(json.dumps(settings))
+    elsewhere = {"device": "cpu", "quick": False, "requests": None, "steps": None, "machine": "rtx4090"}
+    (tmp_path / "ELSEWHERE").mkdir()
+    (tmp_path / "ELSEWHERE" / "settings.json").write_text(json.dumps(elsewhere))
     (tmp_path / "FILE").touch()
     places = [str(tmp_path / text) if text.isupper() else text for text in arguments]
     done = gpu(*places, *([] if "--device" in arguments else ["--device", "cpu"]))
@@ -124,7 +130,8 @@ def test_a_killed_campaign_goes_on_and_does_nothing_twice(tmp_path: Path) -> Non
     assert re.search(r"resuming: \d+ visits are kept", done.stdout)
     found = report(out)
     assert found["complete"]
-    assert found["settings"] == {"device": "cpu", "quick": True, "requests": 4, "steps": "4:6"}
+    settings = {"device": "cpu", "quick": True, "requests": 4, "steps": "4:6", "machine": device_slug("cpu")}
+    assert found["settings"] == settings
     assert set(found["versions"]) == {"torch", "diffusers", "transformers", "numpy"}
     nano = found["models"]["dit-nano"]
     assert nano["missing"] == []
@@ -141,7 +148,7 @@ def test_a_killed_campaign_goes_on_and_does_nothing_twice(tmp_path: Path) -> Non
     again = gpu(out, *ONE_POLICY)
     assert again.returncode == 0
     assert "loading" not in again.stderr, "nothing is left to measure"
-    del times[out / "settings.json"]
+    del times[out / "settings.json"]  # written again by each call
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
     cut, whole = sorted((out / "runs").iterdir())
@@ -159,6 +166,7 @@ def test_a_campaign_without_time_says_what_is_missing(tmp_path: Path) -> None:
     done = gpu(out, *ONE_POLICY, "--minutes", "0.01")
     assert done.returncode == 1
     assert done.stderr == "gpu.sh: dit-nano lacks its table, its step share, its goodput; the same command goes on\n"
+    assert "no figures: no setting has ended" in done.stdout
     assert report(out)["models"]["dit-nano"]["table"] is None
     assert not report(out)["complete"]
 
