@@ -47,6 +47,8 @@ class Entry:
     loop: Build | None = None
     splits: bool = False
     """Whether it spreads a prompt over several steps: the driver must be able to run pieces (`Limits.can_split`)."""
+    whole_requests: bool = False
+    """Whether it runs a request through all modules without a break, and so in one process."""
 
 
 POLICIES: Mapping[str, Entry] = {
@@ -57,7 +59,9 @@ POLICIES: Mapping[str, Entry] = {
     ),
     "chunked": Entry("Sarathi-Serve: decodes never pause, prompts ride along in pieces", Chunked, splits=True),
     "neustream": Entry("the paper's rules: credit (LLM), passed-over first (loop)", NeuStreamLlm, NeuStreamLoop),
-    "clockwork": Entry("whole requests of equal step counts, by latest start (OSDI'20)", loop=Clockwork),
+    "clockwork": Entry(
+        "whole requests of equal step counts, by latest start (OSDI'20)", loop=Clockwork, whole_requests=True
+    ),
     "slack": Entry("ours: start only what, by the forecast, keeps every promise", SlackLlm, SlackLoop),
 }
 

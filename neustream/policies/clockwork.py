@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from functools import lru_cache
+from typing import NamedTuple
 
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
@@ -19,14 +21,24 @@ Group = tuple[Route, int]
 """A route, and the stage from which it remains."""
 
 
+class Strategy(NamedTuple):
+    """A batch of one size that a group could start now."""
+
+    latest: float
+    """When it would have to start at the latest, for its first request to be in time."""
+    batch: list[Request]
+
+
 class Clockwork:
     """The baseline, after Clockwork (Gujarati et al., OSDI'20): predictable because nothing is interrupted.
 
     Only requests with the same visits to every module share a batch, from the first module to the last that
-    this device or process runs. A *strategy* is such a group's first b requests, b = 1…9; its latest start is the
-    head's deadline less `exec(b) = Σ visits × latency(b)` over what remains of the route, and a `handover` for
-    each process after this one. When the device is free, the strategy with the earliest latest start that is
-    not past runs. A request that would end too late even alone is rejected.
+    this device or process runs. Each such group has a queue for every batch size b = 1…9: its requests that are
+    in time in a batch of b, earliest deadline first. Where the queue holds b or more there is a *strategy*. Its
+    latest start is the first deadline of the queue less `exec(b) = Σ visits × latency(b)` over what remains of the
+    route, and a `handover` for each process after this one. When the device is free, the group of the earliest
+    latest start is served, in the largest batch that one of its queues fills. A request that would end too late
+    even alone is rejected.
     """
 
     def __init__(self, table: LatencyTable, context: PolicyContext = USUAL, *, max_batch: int = MAX_BATCH) -> None:
@@ -41,15 +53,23 @@ class Clockwork:
             return self._continue(under_way, limits)
         groups, rejected = self._triage(now, waiting)
         cap = min([self.max_batch, *limits.max_batch.values()])
-        best: tuple[float, list[Request]] | None = None
-        for (route, stage), group in groups.items():
-            for size in range(1, min(cap, len(group)) + 1):
-                latest = group[0].next_deadline - self._exec(route, stage, size)
-                if latest >= now and (best is None or latest < best[0]):
-                    best = latest, group[:size]
-        if best is None:
+        options = [self._strategies(now, route, stage, group, cap) for (route, stage), group in groups.items()]
+        if not options:
             return StepPlan(rejected=rejected)
-        return StepPlan(best[1][0].module, tuple(best[1]), rejected)
+        most_urgent = min(options, key=lambda strategies: min(strategy.latest for strategy in strategies))
+        batch = most_urgent[-1].batch
+        return StepPlan(batch[0].module, tuple(batch), rejected)
+
+    def _strategies(self, now: float, route: Route, stage: int, group: list[Request], cap: int) -> list[Strategy]:
+        """The group's strategies, by batch size; one of its requests alone can always be in time."""
+        deadlines = [request.next_deadline for request in group]
+        strategies = []
+        for size in range(1, min(cap, len(group)) + 1):
+            seconds = self._exec(route, stage, size)
+            first = bisect_left(deadlines, now, key=lambda due: due - seconds)
+            if len(group) - first >= size:
+                strategies.append(Strategy(deadlines[first] - seconds, group[first : first + size]))
+        return strategies
 
     def _continue(self, under_way: list[Request], limits: Limits) -> StepPlan:
         """The next step of the batch under way. Where memory has split it, those furthest behind go first."""

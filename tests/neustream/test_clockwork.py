@@ -56,6 +56,15 @@ def test_a_batch_is_no_larger_than_its_heads_deadline_allows(loop_table):
     assert ends == {"a": "met", "b": "met"}
 
 
+def test_the_most_urgent_group_is_served_in_the_largest_batch_that_its_requests_fill(loop_table):
+    """a could still end alone, at 2, but b and c fill a batch of two: more are served, and a has lost its turn."""
+    requests = [image("first", 0.0, 1, 9.0)]
+    requests += [image(name, 0.1, 1, due) for name, due in (("a", 3.1), ("b", 4.5), ("c", 4.5))]
+    trace, ends = run(loop_table, requests)
+    assert [ids for _, module, ids in trace if module == "denoise"] == [["first"], ["b", "c"]]
+    assert ends == {"first": "met", "b": "met", "c": "met", "a": "rejected"}
+
+
 def test_a_start_at_the_very_last_moment_is_in_time_and_a_later_one_is_rejected(loop_table):
     requests = [image("a", 0.0, 1, 9.0), image("just", 0.1, 2, 4.0), image("no", 0.1, 2, 3.9)]
     trace, ends = run(loop_table, requests)
