@@ -62,9 +62,16 @@ def parser() -> argparse.ArgumentParser:
     add("--processes", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="worker processes of a sweep")
     device = result.add_argument_group("device")
     device.add_argument("--tp", type=whole(1), metavar="N", help="the table for N devices (default: the plain one)")
-    device.add_argument("--layout", choices=("process", "interleaved"), help="a process per module, or one for all")
+    device.add_argument("--layout", choices=("process", "interleaved"), help="the artifact's processes, or one for all")
     device.add_argument(
         "--handover-ms", type=float, help=f"between processes (default {ARTIFACT_HANDOVER * MS_PER_S:g})"
+    )
+    device.add_argument(
+        "--margin-ms", type=float, help="that neustream's rejection allows for it (default: the artifact's)"
+    )
+    device.add_argument("--slowness", type=float, default=1.0, metavar="X", help="steps take X times the table's time")
+    device.add_argument(
+        "--contention", choices=("table", "full", "none"), default="table", help="of processes (default: by the table)"
     )
     device.add_argument("--overhead-ms", type=float, default=0.0, help="per step, outside its module (default 0)")
     device.add_argument(
@@ -97,7 +104,7 @@ def heading(sweep: Sweep) -> str:
             return f"{text}, {blocks}, {traced}; virtual time"
         return f"{text}, {blocks}, {sweep.max_tokens} tokens each; virtual time"
     assert sweep.steps is not None
-    layout = "a process per module" if device.layout == "process" else "modules interleaved"
+    layout = "the artifact's processes" if device.layout == "process" else "modules interleaved"
     return f"{text}, {layout}, {sweep.steps[0]}…{sweep.steps[1] - 1} steps; virtual time"
 
 

@@ -51,6 +51,9 @@ def parser() -> argparse.ArgumentParser:
     result = Parser(prog="validate.py", description=(__doc__ or "").split("\n")[0])
     result.add_argument("--run", type=Path, nargs="+", metavar="DIR", help="folders of real runs to compare with")
     result.add_argument("--reference", type=Path, metavar="DIR", help="folder of logged runs to compare with")
+    result.add_argument(
+        "--slowness", type=float, default=1.0, metavar="X", help="with --reference: × the table's steps"
+    )
     result.add_argument("--kind", nargs="+", choices=tuple(KINDS), help="real experiments to run (default both)")
     result.add_argument(
         "--policy", nargs="+", metavar="P", help="policies of the real experiments (default three each)"
@@ -60,11 +63,11 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def show_reference(folder: Path) -> None:
+def show_reference(folder: Path, slowness: float) -> None:
     """Print logged and simulated counts row by row, and the errors of each model and policy."""
     settings = len({key for key, _ in read_results(folder)})
     with tqdm(total=settings, unit="run", leave=False) as bar:
-        rows = compare(folder, processes=os.cpu_count() or 1, on_done=bar.update)
+        rows = compare(folder, processes=os.cpu_count() or 1, slowness=slowness, on_done=bar.update)
 
     def pair(row: Comparison) -> tuple[str, str]:
         return row.key[1], row.key[2]
@@ -73,7 +76,8 @@ def show_reference(folder: Path) -> None:
     for row in rows:
         _, model, system, rate, cv, scale = row.key
         setting = f"{model:14} {system:10} {rate:5g} {cv:4g} {scale:5g}"
-        note = "  repeats disagree" if row.is_contradicted else ""
+        note = f"  {row.in_flight} in flight at the end" if row.in_flight else ""
+        note += "  repeats disagree" if row.is_contradicted else ""
         print(f"{setting} {row.logged:6} {row.simulated:9} {row.simulated - row.logged:+6}{note}")
     print("\n|simulated − logged|, of 500 requests; in brackets without the settings whose own repeats disagree")
     for (model, system), group in groupby(sorted(rows, key=pair), pair):
@@ -150,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         command.error(f"unknown policy {unknown[0]!r}; there are {', '.join(POLICIES)}")
     try:
         if options.reference:
-            show_reference(options.reference)
+            show_reference(options.reference, options.slowness)
         for folder in options.run or (real_runs(options) if not options.reference else ()):
             show_run(read_run(folder, options.tables))
     except ValueError as error:

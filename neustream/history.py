@@ -108,10 +108,13 @@ class StepHistory:
         if self._meter is not None:
             self._meter.expect(plan)
 
-    def ended(self, kind: str, seconds: float, deciding: float = 0.0) -> None:
-        """The step that was planned took `seconds`; planning took `deciding` before it, which counts as drift."""
+    def ended(self, kind: str, seconds: float, deciding: float = 0.0, *, learns: bool = True) -> None:
+        """The step that was planned took `seconds`; planning took `deciding` before it, which counts as drift.
+
+        Without `learns` no drift is learnt of it: something else that ran on the device had a part in its seconds.
+        """
         self.last_seconds[kind] = seconds
-        if self._meter is not None:
+        if self._meter is not None and learns:
             self._meter.observe(kind, seconds + deciding)
 
     def finished(self, request: Request) -> None:

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from neusim.sim.device import Device
+from neusim.sim.device import Contention, Device
 from neusim.sim.events import EventQueue, Priority
 from neusim.sim.memory import KvMemory
 from neusim.sim.process import Process, ProcessStreams, RunningStep
@@ -67,7 +67,7 @@ class Engine:
         self._rate = 1.0
         """Seconds of progress per second of every step under way, since `_shared_at`."""
         self._shared_at = 0.0
-        self._demand = lru_cache(maxsize=None)(partial(gpu_demand, table))
+        self._demand = _demand(table, device.contention)
 
     def run(self, requests: Iterator[Request]) -> None:
         """Serve `requests`, which come in order of arrival, until all have ended."""
@@ -190,14 +190,20 @@ class Engine:
         assert plan.module is not None
         process.history.planned(plan)
         assert process.history.expected is not None
-        seconds = process.history.expected
-        demand = self._demand(plan.module, len(plan.batch)) if self._is_shared else 1.0
-        if self.device.slowness is not None:
-            seconds *= self.device.slowness.at(now)
+        seconds = process.history.expected * self.device.slowed(now)
         if self.device.jitter:
             seconds *= max(1.0 + self.device.jitter * self._random.standard_normal(), MIN_JITTER)
-        process.step = RunningStep(plan, now, seconds + self.device.overhead, demand)
-        self._share(now, process.step)
+        demand = self._demand(plan.module, len(plan.batch)) if self._is_shared else 1.0
+        step = process.step = RunningStep(plan, now, seconds, demand)
+        if self.device.overhead:  # the host's time: nothing of it is on the GPU
+            self._events.push(now + self.device.overhead, Priority.STEP_ENDS, partial(self._compute, step))
+        else:
+            self._compute(step, now)
+
+    def _compute(self, step: RunningStep, now: float) -> None:
+        """The step's work on the GPU begins."""
+        step.is_computing = True
+        self._share(now, step)
 
     def _result(self, plan: StepPlan) -> StepResult:
         """What comes of a step: whose output is complete with the unit that it delivers."""
@@ -209,8 +215,10 @@ class Engine:
     def _share(self, now: float, started: RunningStep | None = None) -> None:
         """Divide the GPU anew among the steps under way, now that one has started or ended."""
         elapsed = (now - self._shared_at) * self._rate
-        running = [(process, process.step) for process in self._processes if process.step is not None]
+        steps = [(process, process.step) for process in self._processes if process.step is not None]
+        running = [(process, step) for process, step in steps if step.is_computing]
         for _, step in running:
+            step.is_alone = step.is_alone and len(running) == 1
             if step is not started:
                 step.left -= elapsed
         rate = 1.0 / max(1.0, sum(step.demand for _, step in running))
@@ -227,7 +235,7 @@ class Engine:
         plan = step.plan
         assert plan.kind is not None
         process.step = None
-        process.history.ended(plan.kind, now - step.started)
+        process.history.ended(plan.kind, now - step.started, learns=step.is_alone)
         self._share(now)
         for request in commit(process.streams, plan, self._result(plan), now):
             self._finish(process, request)
@@ -237,3 +245,11 @@ class Engine:
         if self.on_step is not None:
             self.on_step(plan, step.started, now, len(process.streams) + len(process.inbox))
         self._ask(process, now)
+
+
+def _demand(table: LatencyTable, contention: Contention) -> Callable[[str, int], float]:
+    """The share of its time in which a step of a module and batch size keeps the GPU busy, by the law of contention."""
+    if contention == "table":
+        return lru_cache(maxsize=None)(partial(gpu_demand, table))
+    share = 1.0 if contention == "full" else 0.0
+    return lambda module, batch: share

@@ -31,7 +31,7 @@ class ProcessStreams(Streams):
 
 @dataclass(slots=True)
 class RunningStep:
-    """A step under way. `left` is in seconds of the GPU to itself; contention stretches it."""
+    """A step under way. `left` is its work on the GPU, in seconds of the GPU to itself; contention stretches it."""
 
     plan: StepPlan
     started: float
@@ -40,6 +40,10 @@ class RunningStep:
     """Share of the step's time in which it keeps the GPU busy."""
     version: int = 0
     """Counts the revisions of its end; an end event of an older version is void."""
+    is_computing: bool = False
+    """Whether its work on the GPU has begun: the host's comes first."""
+    is_alone: bool = True
+    """Whether no step of another process has been on the GPU at the same time."""
 
 
 @dataclass(slots=True)

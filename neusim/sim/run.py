@@ -49,7 +49,8 @@ def named_policy(name: str, table: LatencyTable, device: Device, slo_scale: floa
     """The policy of that name, told what a device like this one tells its policies."""
     options: dict[str, Any] = {}
     if not is_llm(table):
-        options["handover"] = device.handover if device.layout == "process" else 0.0
+        if len(device.under(name).processes(table)) > 1:
+            options |= {"handover": device.handover, "margin": device.margin}
         if slo_scale is not None:
             options["slo_scale"] = slo_scale
     return make_policy(name, table, **options)
@@ -68,12 +69,15 @@ def simulate(
 ) -> Result:
     """Run `workload` on a simulated `device` under `policy`, in virtual time.
 
-    `policy` is a name or makes one policy object for each process of the device; `device` is by default the one that
+    `policy` is a name or makes one policy object for each process of the device (a named one that serves whole
+    requests has it run in one process); `device` is by default the one that
     `default_device` gives. `slo_scale` is what a pipeline's policy takes its batch caps from, by default that of the
     workload. Where the workload has `num_units` (`HiddenLengths`), outputs end there. `seed` drives the jitter alone;
     `on_end` gets each request as it ends. Raises ValueError for a policy that does not serve the table's model.
     """
     device = device or default_device(table)
+    if isinstance(policy, str):
+        device = device.under(policy)
     slo = getattr(workload, "slo", None)
     if slo_scale is None and isinstance(slo, ScaleSlo):
         slo_scale = slo.first

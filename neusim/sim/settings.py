@@ -15,7 +15,6 @@ from neusim.sim.sweep import (
     Sweep,
     default_rate,
     default_steps,
-    find_bound,
     points,
 )
 from neustream.cli.arguments import parse_goodput
@@ -75,7 +74,7 @@ def make_sweep(options: argparse.Namespace) -> Sweep:
         options.seed,
         steps,
         options.max_tokens or (TRACE_MAX_TOKENS if trace else MAX_TOKENS),
-        options.bound and find_bound() is not None,
+        options.bound,
         classes=classes,
         trace=trace,
     )
@@ -144,6 +143,8 @@ def _axes(options: argparse.Namespace, table: LatencyTable, trace: tuple[TracedR
 def _device(options: argparse.Namespace, table: LatencyTable) -> Device:
     chosen: dict[str, Any] = {
         "overhead": options.overhead_ms / MS_PER_S,
+        "slowness": options.slowness,
+        "contention": options.contention,
         "jitter": _measured_spread(table) if options.jitter is None else options.jitter,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
@@ -152,6 +153,8 @@ def _device(options: argparse.Namespace, table: LatencyTable) -> Device:
         chosen["layout"] = options.layout
     if options.handover_ms is not None:
         chosen["handover"] = options.handover_ms / MS_PER_S
+    if options.margin_ms is not None:
+        chosen["margin"] = options.margin_ms / MS_PER_S
     if options.kv_blocks is not None:
         chosen["kv_blocks"] = options.kv_blocks or None
     return default_device(table, **chosen)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from neusim.bound import request_bound
 from neusim.sim.device import Device
 from neusim.sim.run import simulate
 from neusim.sim.workload import LlmWorkload, PipelineWorkload, TraceWorkload, Workload
@@ -69,7 +69,9 @@ class Sweep:
     @property
     def can_be_bounded(self) -> bool:
         """Whether the bound is valid here (steps never beat their table) and affordable."""
-        return self.has_bound and not self.device.jitter and self.num_requests <= MAX_BOUNDED
+        slowness = self.device.slowness
+        is_valid = not self.device.jitter and isinstance(slowness, int | float) and slowness >= 1
+        return self.has_bound and is_valid and self.num_requests <= MAX_BOUNDED
 
     def workload(self, point: Point) -> Workload:
         """The requests of a point; the same for every policy."""
@@ -127,7 +129,7 @@ def run_policy(sweep: Sweep, point: Point, policy: str) -> dict[str, Any]:
         "seed": sweep.seed,
         **workload,
         "table_origin": sweep.table.origin,
-        "layout": sweep.device.layout,
+        "layout": sweep.device.under(policy).layout,
         "kv_blocks": sweep.device.kv_blocks,
         "taken_at": "simulated engine",
         **sweep.info,
@@ -136,8 +138,7 @@ def run_policy(sweep: Sweep, point: Point, policy: str) -> dict[str, Any]:
 
 def run_bound(sweep: Sweep, point: Point) -> int | None:
     """Requests that no schedule could serve within their SLO at this point; None where it is not known."""
-    request_bound = find_bound()
-    if request_bound is None or not sweep.can_be_bounded:
+    if not sweep.can_be_bounded:
         return None
     workload = sweep.workload(point)
     if isinstance(workload, TraceWorkload):
@@ -145,15 +146,6 @@ def run_bound(sweep: Sweep, point: Point) -> int | None:
     requests = list(workload.requests(sweep.table))
     seats = sweep.device.max_num_seqs if is_llm(sweep.table) else None
     return request_bound(requests, sweep.table, devices=sweep.device.layout, max_batch=seats)
-
-
-def find_bound() -> Callable[..., int] | None:
-    """`neusim.bound.request_bound`, where that module and the solver it needs are installed."""
-    try:
-        bound: Callable[..., int] = importlib.import_module("neusim.bound").request_bound
-    except ImportError:
-        return None
-    return bound
 
 
 def run_sweep(sweep: Sweep, *, processes: int = 1, on_done: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:

@@ -122,7 +122,7 @@ class RealRun:
         the policy does not know; what then differs from the real run is neither the table's nor the machine's doing.
         """
         steps = self.steps[index]
-        slowness = steps.slowness if at_own_speed else None
+        slowness = steps.slowness if at_own_speed and steps.slowness is not None else 1.0
         device = default_device(self.table, layout="interleaved", overhead=steps.overhead, slowness=slowness)
         slo = parse_slo(self.slo(self.settings[index]))
         policy = partial(named_policy, self.policy, self.table, device, self.settings[index].get("slo_scale"))

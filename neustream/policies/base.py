@@ -23,10 +23,14 @@ class PolicyContext:
     """The SLO scale that a pipeline's batches are made for; at least 1."""
     handover: float = 0.0
     """Seconds that a request takes to the next module's process; 0 where one process runs all modules."""
+    margin: float | None = None
+    """Seconds that a rule of rejection allows for a hand-over, where that is a constant of the rule."""
 
     def __post_init__(self) -> None:
-        for name, least in (("slo_scale", 1), ("handover", 0)):
+        for name, least in (("slo_scale", 1), ("handover", 0), ("margin", 0)):
             value = getattr(self, name)
+            if name == "margin" and value is None:
+                continue
             if not isinstance(value, int | float) or not value >= least:
                 raise ValueError(f"{name} must be at least {least}, got {value!r}")
 

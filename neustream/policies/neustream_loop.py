@@ -33,7 +33,7 @@ class NeuStreamLoop:
 
     def __init__(self, table: LatencyTable, context: PolicyContext = USUAL) -> None:
         self.table = table
-        self.handover = context.handover
+        self.margin = context.handover if context.margin is None else context.margin
         self.caps = {module: batch_cap(table, module, context.slo_scale) for module in table.modules}
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
@@ -58,8 +58,8 @@ class NeuStreamLoop:
         return StepPlan(module, tuple(keep[:cap]), tuple(rejected))
 
     def _is_hopeless(self, now: float, request: Request) -> bool:
-        handover = self.handover if request.stage + 1 < len(request.route) else 0.0
-        return request.next_deadline - now <= remaining_alone(request, self.table) + handover
+        margin = self.margin if request.stage + 1 < len(request.route) else 0.0
+        return request.next_deadline - now <= remaining_alone(request, self.table) + margin
 
 
 def _is_loop(waiting: list[Request]) -> bool:

@@ -60,7 +60,7 @@ def test_lists_are_swept_as_a_product_and_every_run_is_an_object(tables, tmp_pat
         assert row["bound"] >= row["good"]
         assert row["table_origin"] == "measured"
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "sd-hand on gpu, measured latency table, a process per module, 3…5 steps; virtual time"
+    assert shown[0] == "sd-hand on gpu, measured latency table, the artifact's processes, 3…5 steps; virtual time"
     assert len(shown) == 2 + len(rows)
     assert len({len(line) for line in shown[1:]}) == 1
 

@@ -302,4 +302,5 @@ def test_kv_blocks_come_from_the_table_or_from_what_is_known_of_device_and_model
     assert default_device(LatencyTable("opt-13b", "a6000", OPT.modules, {"kv_blocks": 7})).kv_blocks == 7
     assert default_device(LatencyTable("opt-13b", "nobody's", OPT.modules)).kv_blocks is None
     assert default_device(table, kv_blocks=None).kv_blocks is None
-    assert default_device(DIT) == Device("process")
+    assert default_device(DIT) == Device("process", margin=0.035)
+    assert default_device(DIT, handover=0.0) == Device("process", handover=0.0)
