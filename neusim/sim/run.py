@@ -49,8 +49,9 @@ def named_policy(name: str, table: LatencyTable, device: Device, slo_scale: floa
     """The policy of that name, told what a device like this one tells its policies."""
     options: dict[str, Any] = {}
     if not is_llm(table):
-        if len(device.under(name).processes(table)) > 1:
-            options |= {"handover": device.handover, "margin": device.margin}
+        processes = device.under(name).processes(table)
+        if len(processes) > 1:
+            options |= {"handover": device.handover, "margin": device.margin, "processes": processes}
         if slo_scale is not None:
             options["slo_scale"] = slo_scale
     return make_policy(name, table, **options)

@@ -23,6 +23,9 @@ class PolicyContext:
     """The SLO scale that a pipeline's batches are made for; at least 1."""
     handover: float = 0.0
     """Seconds that a request takes to the next module's process; 0 where one process runs all modules."""
+    processes: tuple[tuple[str, ...], ...] = ()
+    """The modules of each process, where several share the device; empty: each module where `handover` is above 0 has
+    one of its own."""
     margin: float | None = None
     """Seconds that a rule of rejection allows for a hand-over, where that is a constant of the rule."""
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from neusim.sim import PipelineWorkload, default_device, simulate
 from neusim.validate import main
 from neusim.validating.reference import Comparison, compare, errors, read_results
 from neustream import LatencyTable, TableError, save_table
 from neustream.latency import BatchLatency
-from neustream.tables import table_path
+from neustream.slo import ScaleSlo
+from neustream.tables import find_table, table_path
 
 REFERENCE = Path(os.environ.get("NEUSTREAM_REFERENCE", Path(__file__).resolve().parents[3] / "shared" / "reference"))
 needs_reference = pytest.mark.skipif(
@@ -40,6 +42,34 @@ def test_neustream_is_within_ten_requests_in_the_median_and_25_in_nine_of_ten(ro
     assert figures["all_runs"] >= 20
     assert figures["all_median"] <= 10
     assert figures["agreeing_p90"] <= 25
+
+
+@needs_reference
+@needs_reference
+@pytest.mark.parametrize("model", ["dit-s-2-256", "sd15-256"])
+def test_neustream_is_within_eight_requests_in_the_median_where_the_logs_agree(rows, model):
+    assert errors(rows[model, "neustream"])["agreeing_median"] <= 8
+
+
+@needs_reference
+def test_the_logs_of_stable_diffusion_lack_what_was_in_flight_when_the_last_request_came(rows):
+    """Where all 500 are served in time the two counts are the same, or one apart."""
+    lax = [row for row in rows["sd15-256", "neustream"] if row.simulated + row.in_flight == 500]
+    assert len(lax) >= 20
+    assert all(row.error <= 1 and row.in_flight >= 3 for row in lax)
+    assert all(row.in_flight == 0 for row in rows["sd15-256", "clockwork"] + rows["dit-s-2-256", "neustream"])
+
+
+@needs_reference
+@pytest.mark.parametrize(
+    ("slowness", "scale", "rate"), [(1.0, 1.2, 2.0), (1.05, 1.2, 2.0), (1.05, 1.5, 2.0), (1.1, 2.0, 2.0)]
+)
+def test_slack_meets_as_many_as_neustream_where_steps_are_slower_than_the_table(slowness, scale, rate):
+    table = find_table(REFERENCE / "tables", "rtx4090", "dit-s-2-256")
+    workload = PipelineWorkload(rate, 2.0, ScaleSlo(scale), (200, 250))
+    device = default_device(table, slowness=slowness)
+    good = {policy: simulate(table, policy, workload, device).good for policy in ("neustream", "slack")}
+    assert good["slack"] >= good["neustream"]
 
 
 @needs_reference

@@ -12,6 +12,7 @@ from neustream import Deadlines, LatencyTable, Limits, Outcome, Piece, Request, 
 from neustream.cost import gpu_demand, step_seconds
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.plan import IDLE
+from neustream.policies.fcfs_loop import FcfsLoop
 from neustream.route import llm_route, pipeline_route
 
 DIT = LatencyTable(
@@ -101,6 +102,91 @@ def test_steps_of_small_demand_do_not_slow_each_other_down():
         (1.0, 2.0, "vae", "a"),
         (2.0, 3.0, "vae", "b"),
     ]
+
+
+SD = LatencyTable(
+    "sd-hand",
+    "paper",
+    {module: BatchLatency((1, 2), (1.0, 1.5)) for module in ("text_encoder", "denoise", "vae", "safety")},
+)
+
+
+def sd_image(name: str) -> Request:
+    return Request(name, 0.0, Deadlines(1e9), pipeline_route(SD.modules, 1))
+
+
+def test_what_is_behind_the_loop_shares_a_process_and_one_hand_over():
+    device = default_device(SD)
+    assert device.processes(SD) == (("text_encoder",), ("denoise",), ("vae", "safety"))
+    assert (device.handover, device.margin, default_device(DIT).margin) == (0.016, 0.0, 0.035)
+    result = run(SD, "neustream", lambda: [sd_image("a")], Device("process", handover=0.25))
+    assert [(start, module) for start, _, module, _ in trace(result)] == [
+        (0.0, "text_encoder"),
+        (1.25, "denoise"),
+        (2.5, "vae"),
+        (3.5, "safety"),
+    ]
+
+
+def test_whole_requests_run_in_one_process_without_hand_overs():
+    result = run(SD, "clockwork", lambda: [sd_image("a")], default_device(SD))
+    assert [start for start, *_ in trace(result)] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_groups_of_modules_can_be_named_and_must_be_the_tables():
+    device = Device("process", groups=(("text_encoder", "denoise"), ("vae",), ("safety",)))
+    assert len(device.processes(SD)) == 3
+    with pytest.raises(ValueError, match="groups must name each of denoise, vae once"):
+        device.processes(DIT)
+    with pytest.raises(ValueError, match="need the layout process"):
+        Device("interleaved", groups=(("denoise",),))
+
+
+def test_the_hosts_time_is_not_stretched_by_other_processes():
+    """a's VAE (0.5 s, demand 1) and b's denoise (1 s, demand 0.5) both wait 0.5 s for the host, from 1.5 on.
+
+    On the GPU together from 2.0 they run at 1/1.5: the VAE takes 0.75 s; denoise has 0.5 s left at 2.75.
+    """
+    result = run(
+        DIT,
+        "neustream",
+        lambda: [image("a", 0.0, 1), image("b", 0.1, 1)],
+        Device("process", handover=0.0, overhead=0.5),
+    )
+    assert trace(result)[:3] == [(0.0, 1.5, "denoise", "a"), (1.5, 2.75, "vae", "a"), (1.5, 3.25, "denoise", "b")]
+
+
+@pytest.mark.parametrize(("contention", "ends"), [("full", (2.0, 2.5)), ("none", (1.5, 2.0))])
+def test_other_laws_of_contention(contention, ends):
+    result = run(
+        DIT,
+        "neustream",
+        lambda: [image("a", 0.0, 1), image("b", 0.1, 1)],
+        Device("process", handover=0.0, contention=contention),
+    )
+    assert [(module, end) for _, end, module, _ in trace(result)[1:3]] == list(
+        zip(("vae", "denoise"), ends, strict=True)
+    )
+
+
+def test_steps_of_a_slow_device_take_longer_and_only_those_that_ran_alone_are_drift():
+    seen: list[dict[str, float]] = []
+
+    class Watching(FcfsLoop):
+        def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+            seen.append(dict(limits.drift))
+            return super().plan(now, streams, limits)
+
+    make = lambda: [image("a", 0.0, 2), image("b", 0.1, 2)]  # noqa: E731
+    result = run(DIT, Watching, make, Device("process", handover=0.0, slowness=1.25))
+    assert trace(result)[0] == (0.0, 1.25, "denoise", "a")
+    # Mean and mean deviation move by a 64th of 0.25 each.
+    assert seen[:2] == [{}, {"denoise": pytest.approx(1 + 2 * 0.25 / 64)}]
+    seen.clear()
+    overlapped = run(DIT, Watching, make, Device("process", handover=0.0))
+    assert overlapped.num_steps == 6
+    assert any(step.end - step.start > 1.001 for step in overlapped.steps)
+    assert {ratio for drift in seen for ratio in drift.values()} == {1.0}
 
 
 def test_out_of_blocks_the_last_come_is_preempted_and_recomputed():

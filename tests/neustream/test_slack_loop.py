@@ -86,7 +86,7 @@ def test_turns_are_not_taken_in_small_batches_that_waste_the_device():
     assert not fit.all_fit([tight, *others])
 
 
-def test_a_slow_device_is_like_tighter_margins_unless_its_modules_are_processes_of_their_own(loop_table):
+def test_a_slow_device_is_like_tighter_margins_in_every_layout(loop_table):
     """a and b would take 1.5 s a step together, 1.8 s on a device that is a fifth slower: 3.6 s and the VAE's."""
     streams = Streams(loop_table.modules)
     for name in "ab":
@@ -96,7 +96,7 @@ def test_a_slow_device_is_like_tighter_margins_unless_its_modules_are_processes_
         len(SlackLoop(loop_table, PolicyContext(handover=handover)).plan(0.0, streams, limits).batch)
         for handover, limits in ((0.0, Limits()), (0.0, slow), (1e-3, slow))
     ]
-    assert sizes == [2, 1, 2]
+    assert sizes == [2, 1, 1]
 
 
 def test_whoever_never_fits_is_rejected_once_it_could_not_make_it_even_alone(loop_table):

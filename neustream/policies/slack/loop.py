@@ -5,41 +5,21 @@ docs/slack.md explains the rule and shows what it gives.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from neustream.cost import gpu_demand
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
 from neustream.policies.base import MAX_BATCH, USUAL, PolicyContext
 from neustream.policies.slack.fit import FluidFit, Job, rank, rows_of
+from neustream.policies.slack.ways import Ways
 from neustream.request import Request
-from neustream.route import Route
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
 
-MAX_MEMO = 4096
 SECOND_CHANCES = 2
 """How many of those that did not fit together are tried again one by one."""
 RESERVE = 0.02
 """The share of a request's slack that is never planned with: room for those who come next."""
-
-
-class Way(NamedTuple):
-    """What lies ahead of a request that stands at some stage of a route, in seconds if it were alone."""
-
-    loop: str | None
-    """The next module that is visited more than once, if any is ahead."""
-    stage: int
-    """Its place in the route (the stage itself where there is none)."""
-    before: float
-    """The visits before it."""
-    after: float
-    """The visits after it; all visits where there is no loop ahead."""
-    later: tuple[tuple[str, float], ...]
-    """The modules after the loop, with the visits' seconds."""
-    handovers: int
 
 
 class SlackLoop:
@@ -54,11 +34,7 @@ class SlackLoop:
         self.handover = context.handover
         self.seconds = {module: seconds_by_batch(table, module) for module in table.modules}
         """Per module: seconds of a step by batch size (entry 0 unused), never falling."""
-        self._busy = {
-            module: [gpu_demand(table, module, batch) for batch in range(len(seconds))]
-            for module, seconds in self.seconds.items()
-        }
-        self._ways: dict[int, tuple[Route, list[Way]]] = {}
+        self._ways = Ways(table, self.seconds, context.processes)
         self._fits: dict[tuple[str, int], FluidFit] = {}
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
@@ -87,41 +63,35 @@ class SlackLoop:
         rejected: list[Rejection] = []
         last: dict[str, list[tuple[float, Request]]] = {}
         loops: dict[str, list[Job]] = {}
-        handover, ways = self.handover, self._ways
-        # Where modules have processes of their own, a step's time says more about the others than the table.
-        drift = {} if handover else limits.drift
+        handover, way_of, drift = self.handover, self._ways.of, limits.drift
         pace = {loop: (seconds[1], drift.get(loop, 1.0)) for loop, seconds in self.seconds.items()}
+        outside: dict[int, tuple[float, float]] = {}
         for module in streams.modules:
             for request in streams[module]:
-                route = request.route
-                known = ways.get(id(route))
-                if known is None or known[0] is not route:
-                    known = self._learn(route)
-                way = known[1][request.stage]
-                loop, at, before, after, _, handovers = way
-                margin = request.next_deadline - now - handovers * handover - before
+                way = way_of(request)
+                loop, at, before, after, _, _, handovers = way
+                left_seconds = request.next_deadline - now - handovers * handover
                 if loop is None:
-                    if margin < after:
+                    if left_seconds < after:
                         rejected.append(self._hopeless(request, now, after))
                     else:
-                        last.setdefault(module, []).append((margin - after, request))
+                        last.setdefault(module, []).append((left_seconds - after, request))
                     continue
                 left = request.left[at]
                 step, slowness = pace[loop]
-                margin -= after
                 alone = left * step
-                if margin < (alone if slowness >= 1.0 else alone * slowness):
+                # A device that seems slow may recover: only what the table rules out is hopeless.
+                if left_seconds - before - after < (alone if slowness >= 1.0 else alone * slowness):
                     rejected.append(self._hopeless(request, now, before + alone * min(slowness, 1.0) + after))
                     continue
-                tail = after
-                if handover:
-                    tail = self._contended(way, streams) - after
-                    margin -= tail
-                if slowness != 1.0:  # a slower device is like tighter margins
-                    margin /= slowness
+                others = outside.get(id(way))
+                if others is None:
+                    others = outside[id(way)] = self._ways.outside(way, streams, drift)
+                # Margin and tail are in the table's seconds of the loop: a slower device is like a tighter margin.
+                margin = (left_seconds - others[0]) / slowness
                 if margin > alone:
                     margin -= RESERVE * (margin - alone)
-                job = Job(request, left, margin, (before + tail) / slowness, route[at].visits)
+                job = Job(request, left, margin, others[1] / slowness, request.route[at].visits)
                 if loop in loops:
                     loops[loop].append(job)
                 else:
@@ -200,31 +170,6 @@ class SlackLoop:
         if fit is None:
             fit = self._fits[loop, largest] = FluidFit(self.seconds[loop], largest)
         return fit
-
-    def _learn(self, route: Route) -> tuple[Route, list[Way]]:
-        if len(self._ways) >= MAX_MEMO:
-            self._ways.clear()
-        known = self._ways[id(route)] = route, [self._way_from(route, stage) for stage in range(len(route))]
-        return known
-
-    def _way_from(self, route: Route, stage: int) -> Way:
-        ahead = range(stage, len(route))
-        loop = next((i for i in ahead if route[i].visits > 1), None)
-        handovers = sum(1 for i in ahead[1:] if route[i].visits)
-        if loop is None:
-            after = sum(self.seconds[route[i].module][1] * route[i].visits for i in ahead)
-            return Way(None, stage, 0.0, after, (), handovers)
-        before = sum(self.seconds[route[i].module][1] * route[i].visits for i in range(stage, loop))
-        later = tuple((s.module, self.seconds[s.module][1] * s.visits) for s in route[loop + 1 :])
-        return Way(route[loop].module, loop, before, sum(seconds for _, seconds in later), later, handovers)
-
-    def _contended(self, way: Way, streams: Streams) -> float:
-        """Seconds of the visits after the loop beside the loop's own process, by the GPU shares of both."""
-        assert way.loop is not None
-        busy = self._busy[way.loop]
-        num_looping = len(streams[way.loop]) if way.loop in streams.modules else 1
-        share = busy[min(max(num_looping, 1), len(busy) - 1)]
-        return sum(seconds * max(1.0, share + self._busy[module][1]) for module, seconds in way.later)
 
 
 def seconds_by_batch(table: LatencyTable, module: str) -> list[float]:

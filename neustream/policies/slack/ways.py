@@ -1,0 +1,108 @@
+"""What lies ahead of a request of a pipeline, in seconds: before its loop, in it and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from neustream.cost import gpu_demand
+from neustream.request import Request
+from neustream.route import Route
+from neustream.streams import Streams
+from neustream.tables import LatencyTable
+
+MAX_MEMO = 4096
+
+Visits = tuple[tuple[str, float], ...]
+"""Modules in order, with the seconds of the visits to each."""
+
+
+class Way(NamedTuple):
+    """What lies ahead of a request that stands at some stage of a route, in seconds if it were alone."""
+
+    loop: str | None
+    """The next module that is visited more than once, if any is ahead."""
+    stage: int
+    """Its place in the route (the stage itself where there is none)."""
+    before: float
+    """The visits before it."""
+    after: float
+    """The visits after it; all visits where there is no loop ahead."""
+    earlier: Visits
+    """The modules before the loop."""
+    later: Visits
+    """The modules after the loop."""
+    handovers: int
+    """How often it goes from one process to another."""
+
+
+class Ways:
+    """The ways of all routes, each computed once. `seconds` are a step's by module and batch size."""
+
+    def __init__(
+        self,
+        table: LatencyTable,
+        seconds: Mapping[str, Sequence[float]],
+        processes: Sequence[Sequence[str]] = (),
+    ) -> None:
+        self._process = {module: i for i, modules in enumerate(processes) for module in modules}
+        self._seconds = seconds
+        self._busy = {module: [gpu_demand(table, module, b) for b in range(len(s))] for module, s in seconds.items()}
+        self._known: dict[int, tuple[Route, list[Way]]] = {}
+
+    def of(self, request: Request) -> Way:
+        """What lies ahead of the request."""
+        route = request.route
+        known = self._known.get(id(route))
+        if known is None or known[0] is not route:
+            if len(self._known) >= MAX_MEMO:
+                self._known.clear()
+            known = self._known[id(route)] = route, [self._from(route, stage) for stage in range(len(route))]
+        return known[1][request.stage]
+
+    def outside(self, way: Way, streams: Streams, drift: Mapping[str, float]) -> tuple[float, float]:
+        """Seconds outside the loop on this device as it is: `(until all is done, taken from the loop's process)`.
+
+        Each module is as much slower than its table as `drift` says; one that has not been measured, as the loop is.
+        A module behind the loop that runs in another process shares the GPU with the loop, by the shares of both,
+        and takes from the loop what that costs.
+        """
+        assert way.loop is not None
+        usual = drift.get(way.loop, 1.0)
+        before = sum(seconds * drift.get(module, usual) for module, seconds in way.earlier)
+        total = taken = before
+        for module, seconds in way.later:
+            seconds *= drift.get(module, usual)
+            if module in streams.modules:
+                total += seconds
+                taken += seconds
+            else:
+                contended = seconds * self._contended(way.loop, module, streams)
+                total += contended
+                taken += contended - seconds
+        return total, taken
+
+    def _contended(self, loop: str, module: str, streams: Streams) -> float:
+        """How many times as long a visit of `module` takes beside the loop's own process."""
+        busy = self._busy[loop]
+        num_looping = len(streams[loop]) if loop in streams.modules else 1
+        return max(1.0, busy[min(max(num_looping, 1), len(busy) - 1)] + self._busy[module][1])
+
+    def _from(self, route: Route, stage: int) -> Way:
+        ahead = range(stage, len(route))
+        loop = next((i for i in ahead if route[i].visits > 1), None)
+        visited = [route[i].module for i in ahead if route[i].visits or i == stage]
+        places = [self._process.get(module, module) for module in visited]
+        handovers = sum(1 for here, there in pairwise(places) if here != there)
+        if loop is None:
+            return Way(None, stage, 0.0, _total(self._visits(route[stage:])), (), (), handovers)
+        earlier, later = self._visits(route[stage:loop]), self._visits(route[loop + 1 :])
+        return Way(route[loop].module, loop, _total(earlier), _total(later), earlier, later, handovers)
+
+    def _visits(self, route: Route) -> Visits:
+        return tuple((stage.module, self._seconds[stage.module][1] * stage.visits) for stage in route)
+
+
+def _total(visits: Visits) -> float:
+    return sum(seconds for _, seconds in visits)
