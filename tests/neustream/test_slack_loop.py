@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from neustream import LatencyTable, Limits, Outcome, Request, ScaleSlo, Streams,
 from neustream.goodput import GoodputCounter
 from neustream.latency import BatchLatency
 from neustream.policies.base import PolicyContext
-from neustream.policies.slack.fit import FluidFit, Job, best_sizes, rank
+from neustream.policies.slack.fit import FluidFit, Job, best_sizes, ranks, rows_of
 from neustream.policies.slack.loop import SlackLoop, seconds_by_batch
 from neustream.route import pipeline_route
 from neustream.slo import Deadlines
@@ -73,8 +74,10 @@ def test_a_promise_is_broken_only_for_more_requests_than_it_keeps_out(others, ke
 def test_of_those_who_cannot_all_be_kept_the_slack_and_the_nearly_done_go_first():
     """Twice the pace weighs as much as a quarter of the steps left."""
     slack, tight, done = job("slack", 8, 16.0), job("tight", 8, 8.0), job("done", 8, 8.0)._replace(visits=32)
-    assert rank(slack) == pytest.approx(2 * rank(tight))
-    assert rank(done) == pytest.approx(rank(slack))
+    jobs = [slack, tight, done]
+    of_slack, of_tight, of_done = ranks(rows_of(jobs), np.array([float(job.visits) for job in jobs]))
+    assert of_slack == pytest.approx(2 * of_tight)
+    assert of_done == pytest.approx(of_slack)
 
 
 def test_turns_are_not_taken_in_small_batches_that_waste_the_device():
@@ -254,7 +257,13 @@ def test_slack_meets_at_least_as_many_as_neustream_and_gives_up_no_more_that_had
 
 def test_a_request_that_is_past_its_time_fits_no_batch():
     fit = FluidFit([0.0, 1.0, 1.5, 2.0], 3)
-    assert [fit.turn_size([job("a", 1, margin)] * 3) for margin in (-0.5, 0.0, 0.5, 1.0, 2.0)] == [0, 0, 0, 1, 3]
+    assert [fit.turn_size(rows_of([job("a", 1, margin)] * 3)) for margin in (-0.5, 0.0, 0.5, 1.0, 2.0)] == [
+        0,
+        0,
+        0,
+        1,
+        3,
+    ]
 
 
 def test_the_best_batch_is_the_one_that_does_most_per_second():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 from neustream.request import Request
 
 Floats = NDArray[np.float64]
+Places = NDArray[np.intp]
+"""Indices of jobs."""
 
 TURN_RATE = 0.9
 """Turns are taken in batches that do at least this share of what the best batch does per second."""
@@ -38,13 +39,14 @@ class Job(NamedTuple):
         return self.margin / self.steps
 
 
-def rank(job: Job) -> float:
-    """Who goes first where not all can be kept: whoever costs the others least.
+def ranks(rows: Floats, visits: Floats) -> Floats:
+    """Who goes first where not all can be kept: whoever costs the others least, by `rows_of` the jobs; highest first.
 
     The faster its steps have to be, the smaller are all batches that it is in; the fewer it has left, the sooner
     its place is free again. The root because it costs something only if somebody waits for that place.
     """
-    return job.margin / job.steps * math.sqrt(job.visits / job.steps)
+    steps, margins = rows[:, 0], rows[:, 1]
+    return np.asarray(margins / steps * np.sqrt(visits / steps))
 
 
 class FluidFit:
@@ -115,12 +117,9 @@ class FluidFit:
         step = self.seconds[size]
         return sorted(jobs, key=lambda job: job.margin - job.steps * step)[:size]
 
-    def turn_size(self, jobs: Sequence[Job]) -> int:
-        """The batch in which the jobs would take turns; 0 where the tightest of them fits in none, or there is none."""
-        if not jobs:
-            return 0
-        steps, margins, _ = rows_of(jobs).T
-        return self._turn_size(steps, margins)
+    def turn_size(self, rows: Floats) -> int:
+        """The batch in which jobs of these rows would take turns; 0 if the tightest fits in none, or without jobs."""
+        return self._turn_size(rows[:, 0], rows[:, 1]) if len(rows) else 0
 
     def _turn_size(self, steps: Floats, margins: Floats) -> int:
         """The batch that does most per second among those whose step is no longer than the tightest pace."""

@@ -10,7 +10,7 @@ import numpy as np
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
 from neustream.policies.base import MAX_BATCH, USUAL, PolicyContext
-from neustream.policies.slack.fit import FluidFit, Job, rank, rows_of
+from neustream.policies.slack.fit import Floats, FluidFit, Job, Places, ranks, rows_of
 from neustream.policies.slack.ways import Ways
 from neustream.request import Request
 from neustream.streams import Streams
@@ -124,29 +124,35 @@ class SlackLoop:
         many in a larger batch; else the promises come first. Left out is not rejected: they wait until
         they fit, or until nothing can save them.
         """
-        if fit.all_fit(jobs):
+        if fit.all_at_ease(jobs):
             return jobs
-        ranked = sorted(jobs, key=rank, reverse=True)
-        promised = [job for job in ranked if job.steps < job.visits]
-        # Mostly all promises can be kept, and there is no room for anybody else.
-        kept = self._as_many_as_fit(ranked, fit, guess=len(promised))
-        if {id(job) for job in promised} <= {id(job) for job in kept}:
-            return kept
-        others = [job for job in ranked if job.steps == job.visits]
-        faithful = self._as_many_as_fit(promised + others, fit, guess=len(promised))
-        is_worth_it = (len(kept), fit.turn_size(kept)) > (len(faithful), fit.turn_size(faithful))
-        return kept if is_worth_it else faithful
-
-    def _as_many_as_fit(self, jobs: list[Job], fit: FluidFit, guess: int) -> list[Job]:
-        """The longest run from the front that fits, and whoever of the next few fits as well."""
         rows = rows_of(jobs)
-        run = fit.longest_run(rows, guess)
-        kept, kept_rows = jobs[:run], rows[:run]
-        for i in range(run + 1, min(run + 1 + SECOND_CHANCES, len(jobs))):
-            with_it = np.concatenate((kept_rows, rows[i : i + 1]))
-            if fit.rows_fit(with_it):
-                kept.append(jobs[i])
-                kept_rows = with_it
+        if fit.rows_fit(rows):
+            return jobs
+        visits = np.array([job[4] for job in jobs], dtype=np.float64)
+        ranked = np.argsort(-ranks(rows, visits), kind="stable")
+        is_promised = rows[ranked, 0] < visits[ranked]
+        promised = ranked[is_promised]
+        # Mostly all promises can be kept, and there is no room for anybody else.
+        kept = self._as_many_as_fit(ranked, rows, fit, guess=len(promised))
+        if len(np.setdiff1d(promised, kept, assume_unique=True)):
+            order = np.concatenate((promised, ranked[~is_promised]))
+            faithful = self._as_many_as_fit(order, rows, fit, guess=len(promised))
+            worth, faithful_worth = ((len(some), fit.turn_size(rows[some])) for some in (kept, faithful))
+            kept = kept if worth > faithful_worth else faithful
+        return [jobs[i] for i in kept]
+
+    def _as_many_as_fit(self, order: Places, rows: Floats, fit: FluidFit, guess: int) -> Places:
+        """The longest run from the front of `order` that fits, and whoever of the next few fits as well.
+
+        `order` holds the places of jobs in `rows`.
+        """
+        run = fit.longest_run(rows[order], guess)
+        kept = order[:run]
+        for place in order[run + 1 : run + 1 + SECOND_CHANCES]:
+            with_it = np.append(kept, place)
+            if fit.rows_fit(rows[with_it]):
+                kept = with_it
         return kept
 
     def _urgent(self, module: str, waiting: list[tuple[float, Request]], limits: Limits) -> tuple[Request, ...]:
