@@ -63,13 +63,18 @@ class SlackLoop:
         rejected: list[Rejection] = []
         last: dict[str, list[tuple[float, Request]]] = {}
         loops: dict[str, list[Job]] = {}
-        handover, way_of, drift = self.handover, self._ways.of, limits.drift
+        handover, ways, drift = self.handover, self._ways, limits.drift
         pace = {loop: (seconds[1], drift.get(loop, 1.0)) for loop, seconds in self.seconds.items()}
+        known_ways = ways.known
         outside: dict[int, tuple[float, float]] = {}
         for module in streams.modules:
             for request in streams[module]:
-                way = way_of(request)
-                loop, at, before, after, _, _, handovers = way
+                route = request.route
+                known = known_ways.get(id(route))
+                if known is None or known[0] is not route:
+                    known = ways.learn(route)
+                way = known[1][request.stage]
+                loop, at, before, after, _, _, rest, handovers = way
                 left_seconds = request.next_deadline - now - handovers * handover
                 if loop is None:
                     if left_seconds < after:
@@ -84,14 +89,15 @@ class SlackLoop:
                 if left_seconds - before - after < (alone if slowness >= 1.0 else alone * slowness):
                     rejected.append(self._hopeless(request, now, before + alone * min(slowness, 1.0) + after))
                     continue
-                others = outside.get(id(way))
+                others = outside.get(rest)
                 if others is None:
-                    others = outside[id(way)] = self._ways.outside(way, streams, drift)
+                    others = outside[rest] = ways.outside(way, streams, drift)
                 # Margin and tail are in the table's seconds of the loop: a slower device is like a tighter margin.
                 margin = (left_seconds - others[0]) / slowness
                 if margin > alone:
                     margin -= RESERVE * (margin - alone)
-                job = Job(request, left, margin, others[1] / slowness, request.route[at].visits)
+                # This is what `Job(…)` does, without a call in Python: it is made for every request at every step.
+                job = tuple.__new__(Job, (request, left, margin, others[1] / slowness, route[at].visits))
                 if loop in loops:
                     loops[loop].append(job)
                 else:

@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from neustream.cost import gpu_demand
-from neustream.request import Request
 from neustream.route import Route
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
@@ -33,6 +32,8 @@ class Way(NamedTuple):
     """The modules before the loop."""
     later: Visits
     """The modules after the loop."""
+    rest: int
+    """A number that all ways with the same modules before and after the same loop have."""
     handovers: int
     """How often it goes from one process to another."""
 
@@ -49,17 +50,17 @@ class Ways:
         self._process = {module: i for i, modules in enumerate(processes) for module in modules}
         self._seconds = seconds
         self._busy = {module: [gpu_demand(table, module, b) for b in range(len(s))] for module, s in seconds.items()}
-        self._known: dict[int, tuple[Route, list[Way]]] = {}
+        self._rests: dict[tuple[str, Visits, Visits], int] = {}
+        self.known: dict[int, tuple[Route, list[Way]]] = {}
+        """Routes by their `id`, with the way from each stage. `_sort_out` reads it without a call."""
 
-    def of(self, request: Request) -> Way:
-        """What lies ahead of the request."""
-        route = request.route
-        known = self._known.get(id(route))
-        if known is None or known[0] is not route:
-            if len(self._known) >= MAX_MEMO:
-                self._known.clear()
-            known = self._known[id(route)] = route, [self._from(route, stage) for stage in range(len(route))]
-        return known[1][request.stage]
+    def learn(self, route: Route) -> tuple[Route, list[Way]]:
+        """What lies ahead at each stage of the route; from now on in `known`."""
+        if len(self.known) >= MAX_MEMO:
+            self.known.clear()
+            self._rests.clear()
+        ways = self.known[id(route)] = route, [self._from(route, stage) for stage in range(len(route))]
+        return ways
 
     def outside(self, way: Way, streams: Streams, drift: Mapping[str, float]) -> tuple[float, float]:
         """Seconds outside the loop on this device as it is: `(until all is done, taken from the loop's process)`.
@@ -96,9 +97,10 @@ class Ways:
         places = [self._process.get(module, module) for module in visited]
         handovers = sum(1 for here, there in pairwise(places) if here != there)
         if loop is None:
-            return Way(None, stage, 0.0, _total(self._visits(route[stage:])), (), (), handovers)
+            return Way(None, stage, 0.0, _total(self._visits(route[stage:])), (), (), -1, handovers)
         earlier, later = self._visits(route[stage:loop]), self._visits(route[loop + 1 :])
-        return Way(route[loop].module, loop, _total(earlier), _total(later), earlier, later, handovers)
+        rest = self._rests.setdefault((route[loop].module, earlier, later), len(self._rests))
+        return Way(route[loop].module, loop, _total(earlier), _total(later), earlier, later, rest, handovers)
 
     def _visits(self, route: Route) -> Visits:
         return tuple((stage.module, self._seconds[stage.module][1] * stage.visits) for stage in route)
