@@ -146,8 +146,7 @@ class Campaign:
             lowest = max(LEAST_STEPS, round(steps[0] * QUICK_ALONE / alone))
             steps = lowest, max(lowest + 1, round(steps[1] * QUICK_ALONE / alone))
             alone = self.seconds_alone(table, steps)
-        largest = table[LOOP_MODULE].largest or spec.max_batch
-        capacity = pipeline_capacity(table, self.visits(steps), SLO_SCALE, max_batch=largest)
+        capacity = pipeline_capacity(table, self.visits(steps), SLO_SCALE)
         published = None if options.quick else paper_rates(device_slug(options.device), spec.name)
         rates = published or default_rates(capacity, LOADS)
         requests = options.requests or REQUESTS

@@ -10,10 +10,10 @@ from diffusion_plugin.executor import DiffusionExecutor
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, ImageResult, Job
 from neustream import LatencyTable, Request, StepLoop, StepPolicy, Streams, make_policy
+from neustream.capacity import MAX_BATCH
 from neustream.driver import Ask, Callbacks
 from neustream.history import StepHistory
 from neustream.loop import Clock
-from neustream.policies.base import MAX_BATCH
 from neustream.policies.seats import WithSeats
 from neustream.records import StepRecord
 from neustream.route import pipeline_route

@@ -12,8 +12,8 @@ from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, Job
 from diffusion_plugin.state import DeviceState
 from neustream import Limits, Request, StepPlan, StepResult
+from neustream.capacity import MAX_BATCH
 from neustream.plan import UNLIMITED
-from neustream.policies.base import MAX_BATCH
 from neustream.route import LOOP_MODULE
 
 

@@ -10,8 +10,8 @@ from diffusion_plugin.executor import DiffusionExecutor, out_of_memory
 from diffusion_plugin.pipelines.base import Pipeline
 from diffusion_plugin.request import ImageRequest, Job
 from neustream import LatencyTable, Request, StepPlan
+from neustream.capacity import MAX_BATCH
 from neustream.latency import BatchLatency
-from neustream.policies.base import MAX_BATCH
 from neustream.route import pipeline_route
 from neustream.slo import NO_DEADLINES
 

@@ -27,11 +27,12 @@ from neusim.sim.device import ARTIFACT_HANDOVER
 from neusim.sim.report import format_classes, format_rows
 from neusim.sim.settings import NUM_REQUESTS, make_sweep, seconds_range, spread
 from neusim.sim.sweep import MAX_TOKENS, Sweep, num_tasks, run_sweep
-from neustream.cli.arguments import Parser, above, at_least, names, numbers, step_range, whole
+from neustream.cli.arguments import Parser, above, at_least, between, names, numbers, step_range, whole
 from neustream.cli.paths import TABLES
 from neustream.files import write_atomically
 from neustream.policies import is_llm
 from neustream.slo import MS_PER_S
+from neustream.workload.arrivals import LEAST_CV, MOST_CV
 from neustream.workload.classes import EXAMPLE
 
 
@@ -44,7 +45,12 @@ def parser() -> argparse.ArgumentParser:
     add("--tables", type=Path, default=TABLES, help="folder with <device>/<model>.json (default neusim/tables)")
     add("--policy", type=names, default=("neustream",), metavar="P,…", help="step policies (default neustream)")
     add("--rate", type=numbers(above(0)), metavar="R,…", help="requests/s (default: published, or capacity)")
-    add("--cv", type=numbers(above(0)), metavar="C,…", help="spread of the gaps (default 2; LLM 1: Poisson)")
+    add(
+        "--cv",
+        type=numbers(between(LEAST_CV, MOST_CV)),
+        metavar="C,…",
+        help="spread of the gaps (default 2; LLM 1: Poisson)",
+    )
     add("--slo-scale", type=numbers(at_least(1)), metavar="S,…", help="pipelines: × standalone latency (default 3)")
     add("--pslo", type=numbers(at_least(1)), metavar="S,…", help="LLMs: × prefill, to the first token (default 3)")
     add("--dslo", type=numbers(at_least(1)), metavar="S,…", help="LLMs: × decode step, per token (default 1.5)")

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from neustream.files import read_json, write_atomically
 from neustream.latency import BatchLatency, ContextLatency, LatencyModel, TokensLatency
 
+KV_BLOCK = 16
+"""Tokens in one block of keys and values (vLLM's default), where a table does not say."""
 SCHEMAS = (1, 2)
 """1: as published. 2: a `context` module may carry a grid of its constant term over the batch size."""
 
@@ -47,6 +49,18 @@ class LatencyTable:
         """How many devices share the model, as far as the file says; else 1."""
         devices = self.info.get("tensor_parallel")
         return devices if isinstance(devices, int) and devices > 0 else 1
+
+    @property
+    def kv_blocks(self) -> int | None:
+        """How many blocks of keys and values the device(s) hold; None where the file does not say."""
+        blocks = self.info.get("kv_blocks")
+        return blocks if isinstance(blocks, int) and blocks > 0 else None
+
+    @property
+    def kv_block_size(self) -> int:
+        """Tokens in one of these blocks."""
+        tokens = self.info.get("kv_block_size")
+        return tokens if isinstance(tokens, int) and tokens > 0 else KV_BLOCK
 
     def __getitem__(self, module: str) -> LatencyModel:
         try:

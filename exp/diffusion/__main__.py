@@ -39,8 +39,7 @@ def scope(options: ImageOptions, table: LatencyTable) -> Scope:
     common, spec = options.common, options.spec
     steps = (options.steps[0] + options.steps[1] - 1) / 2
     visits = {module: steps if module == LOOP_MODULE else 1.0 for module in spec.modules}
-    largest = table[LOOP_MODULE].largest or spec.max_batch
-    capacity = pipeline_capacity(table, visits, min(options.slo_scale), max_batch=largest)
+    capacity = pipeline_capacity(table, visits, min(options.slo_scale))
     rates = common.rate
     if rates is None and options.load is None and common.device != "cpu" and not common.quick:
         rates = paper_rates(common.slug, spec.name)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from neusim.profiling.settings import DTYPES
 from neustream.catalog.machine import DEVICES, device_slug, local_device
-from neustream.cli.arguments import BadInput, above, numbers, whole
+from neustream.cli.arguments import BadInput, above, between, numbers, whole
 from neustream.policies import POLICIES, check_abilities
+from neustream.workload.arrivals import LEAST_CV, MOST_CV
 
 GPU_REQUESTS = 500
 """The paper's."""
@@ -77,12 +78,15 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, model: str, policy:
     )
     parser.add_argument(
         "--cv",
-        type=numbers(above(0)),
+        type=numbers(between(LEAST_CV, MOST_CV)),
         metavar="C,…",
         help="spread of the gaps between arrivals (default 1: Poisson)",
     )
     parser.add_argument(
-        "--burstiness", type=numbers(above(0)), metavar="B,…", help="the same the other way round: 1/cv²"
+        "--burstiness",
+        type=numbers(between(MOST_CV**-2, LEAST_CV**-2)),
+        metavar="B,…",
+        help="the same the other way round: 1/cv²",
     )
     parser.add_argument("--requests", type=whole(1), metavar="N", help="requests per setting")
     parser.add_argument("--num-dup", type=whole(1), default=1, metavar="N", help="repeats of each setting (default 1)")

@@ -66,6 +66,9 @@ class StepCosts:
         rest = self.base * worth  # no prompt tokens
         for batch in self.sequences:
             work, seconds = self._corners(float(self.base[batch - 1]))
+            # One prompt token is the least that rides along; it is no corner, and may be the cheapest of all.
+            one_rides = np.interp(batch + 1, self.work, self.prefill)
+            work, seconds = np.append(work, batch + 1), np.append(seconds, one_rides)
             more = work >= batch + 1
             ridden = np.maximum(seconds, self.base[batch - 1])[more] * worth[batch - 1] - prompt * (work[more] - batch)
             rest[batch - 1] = min(rest[batch - 1], ridden.min(initial=math.inf))

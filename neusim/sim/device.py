@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from neusim.estimating.roofline import BYTES
 from neustream.catalog.accelerators import ACCELERATORS
-from neustream.catalog.llms import KV_BLOCK, known_shape
+from neustream.catalog.llms import known_shape
 from neustream.policies import POLICIES, is_llm
 from neustream.route import LOOP_MODULE
-from neustream.tables import LatencyTable
+from neustream.tables import KV_BLOCK, LatencyTable
 
 Layout = Literal["process", "interleaved"]
 Contention = Literal["table", "full", "none"]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neustream.tables import KV_BLOCK
+
 VOCABULARY = 50272
 MAX_POSITIONS = 2048
-KV_BLOCK = 16
-"""Tokens in one block of keys and values (vLLM's default)."""
 MEMORY_SHARE = 0.9
 """Share of a device's memory that vLLM uses (its default); what weights leave of it is for keys and values."""
 FIELDS = {

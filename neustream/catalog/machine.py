@@ -72,14 +72,17 @@ def _nvidia_smi(field: str) -> list[str]:
 def gpu_slug(name: str) -> str:
     """`NVIDIA GeForce RTX 4090` → `rtx4090`; `NVIDIA RTX A6000` → `a6000`; `NVIDIA H100 80GB HBM3` → `h100`.
 
-    Memory sizes and sockets are left out, but a slower build of the same chip keeps its name: `h100-pcie`.
+    Memory sizes and sockets are left out, but for the A100: `a100-80g`. A slower build keeps its name: `h100-pcie`.
     """
+    memory = re.search(r"(?i)\b(\d+)\s?gb", name) if re.search(r"(?i)\ba100\b", name) else None
     name = re.sub(r"(?i)\b(nvidia|geforce|tesla|quadro|generation|graphics)\b", " ", name)
     name = re.sub(r"(?i)\b(\d+\s?gb|hbm\w*|sxm\d*)\b", " ", name)
     name = re.sub(r"(?i)\brtx\s+(?=a\d)", " ", name)
     words = re.findall(r"[a-z0-9]+", name.lower())
     build = [word for word in words if word in ("pcie", "nvl")]
-    return "-".join(["".join(word for word in words if word not in build), *build])
+    # An A100 is sold with 40 and with 80 GB, and the larger memory is the faster one.
+    size = [f"{memory[1]}g"] if memory else []
+    return "-".join(["".join(word for word in words if word not in build), *size, *build])
 
 
 def cpu_name() -> str:

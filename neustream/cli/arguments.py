@@ -45,6 +45,11 @@ def at_least(bound: float) -> Check:
     return lambda value: None if math.isfinite(value) and value >= bound else f"must be at least {bound:g}"
 
 
+def between(low: float, high: float) -> Check:
+    """Checks that a number is within these bounds, both included."""
+    return lambda value: None if low <= value <= high else f"must be between {low:g} and {high:g}"
+
+
 def numbers(check: Check) -> Callable[[str], tuple[float, ...]]:
     """An argparse type: `1,1.5` gives (1.0, 1.5), each of which must pass the check."""
 

@@ -11,9 +11,6 @@ from neustream.plan import Limits, StepPlan
 from neustream.request import Request
 from neustream.streams import Streams
 
-MAX_BATCH = 64
-"""Requests of a pipeline in one step: larger batches are never planned, whatever the table covers."""
-
 
 @dataclass(frozen=True, slots=True)
 class PolicyContext:

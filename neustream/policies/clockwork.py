@@ -6,6 +6,7 @@ from bisect import bisect_left
 from functools import lru_cache
 from typing import NamedTuple
 
+from neustream.capacity import largest_batch
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
 from neustream.policies.base import USUAL, PolicyContext, at_least
@@ -45,6 +46,7 @@ class Clockwork:
         self.table = table
         self.handover = context.handover
         self.max_batch = at_least("max_batch", max_batch, 1)
+        self._largest = {module: largest_batch(table, module) for module in table.modules}
         self._exec = lru_cache(maxsize=1 << 14)(self._exec_seconds)
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
@@ -52,7 +54,8 @@ class Clockwork:
         if under_way:
             return self._continue(under_way, limits)
         groups, rejected = self._triage(now, waiting)
-        cap = min([self.max_batch, *limits.max_batch.values()])
+        measured = (self._largest[module] for module in streams.modules)
+        cap = min([self.max_batch, *limits.max_batch.values(), *measured])
         options = [self._strategies(now, route, stage, group, cap) for (route, stage), group in groups.items()]
         if not options:
             return StepPlan(rejected=rejected)

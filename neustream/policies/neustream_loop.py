@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from neustream.capacity import MAX_BATCH
 from neustream.cost import remaining_alone
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.policies.base import MAX_BATCH, USUAL, PolicyContext
+from neustream.policies.base import USUAL, PolicyContext
 from neustream.request import Request
 from neustream.streams import Streams
 from neustream.tables import LatencyTable

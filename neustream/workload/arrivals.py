@@ -7,6 +7,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_CV, MOST_CV = 1e-6, 1e6
+"""Beyond these the gamma distribution's parameters are not finite, or all gaps but one are 0."""
+
 
 def gamma_arrivals(rate: float, cv: float, num_requests: int, seed: int) -> NDArray[np.float64]:
     """Arrival times in seconds: gamma gaps of mean 1/rate and coefficient of variation `cv`; shape (num_requests,).
@@ -16,6 +19,8 @@ def gamma_arrivals(rate: float, cv: float, num_requests: int, seed: int) -> NDAr
     for name, value in (("rate", rate), ("cv", cv)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be above 0, got {value:g}")
+    if not LEAST_CV <= cv <= MOST_CV:
+        raise ValueError(f"cv must be between {LEAST_CV:g} and {MOST_CV:g}, got {cv:g}")
     shape = 1 / cv**2
     gaps = np.random.RandomState(seed).gamma(shape, cv**2 / rate, size=num_requests)
     arrivals: NDArray[np.float64] = np.cumsum(gaps)

@@ -51,7 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--rate 0", "--rate: must be above 0, got 0"),
         ("--rate 1,-2", "--rate: must be above 0, got -2"),
         ("--rate nan", "--rate: must be above 0, got nan"),
-        ("--cv 0", "--cv: must be above 0, got 0"),
+        ("--cv 0", "--cv: must be between 1e-06 and 1e+06, got 0"),
         ("--pslo 0.9", "--pslo: must be at least 1, got 0.9"),
         ("--dslo 0.5", "--dslo: must be at least 1, got 0.5"),
         ("--requests 0", "--requests: must be at least 1, got 0"),

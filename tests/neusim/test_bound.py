@@ -218,3 +218,16 @@ def test_a_decode_step_is_split_among_those_who_share_it() -> None:
     assert request_bound(requests, flat, max_batch=1) < 50
     assert flat["decode"].predict(Shape(50)) == 1.0
     assert np.isfinite(slo.bind(0.0, route, 1, flat).at(11))
+
+
+def test_a_single_prompt_token_that_rides_along_may_be_the_cheapest_step() -> None:
+    """A decode alone takes 0.9 s, two take 3 s; a step of w tokens takes w / 2 s, so one token rides for 0.1 s."""
+    prefill, decode = TokensLatency((0.0, 0.5, 0.0)), ContextLatency((0.9, 0.0), (1, 2), (0.9, 3.0))
+    table = LatencyTable("opt", "paper", {"prefill": prefill, "decode": decode})
+    slo = AbsoluteSlo(e2el=2.5)
+    requests = []
+    for name, tokens, size in (("a", 3, 1), ("b", 1, 2)):
+        route = llm_route(tokens)
+        requests.append(Request(name, 0.0, slo.bind(0.0, route, size, table), route, size))
+    assert serve_text(requests, table) == 2
+    assert request_bound(requests, table) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from neustream import Deadlines, LatencyTable, Limits, Request, make_policy
+from neustream.latency import BatchLatency
 from neustream.policies.base import PolicyContext
 from neustream.policies.clockwork import Clockwork
 from neustream.route import pipeline_route
@@ -72,9 +73,17 @@ def test_a_start_at_the_very_last_moment_is_in_time_and_a_later_one_is_rejected(
     assert ends == {"a": "met", "just": "met", "no": "rejected"}
 
 
-def test_batches_have_at_most_nine(loop_table):
-    trace, _ = run(loop_table, [image(f"r{i}", 0.0, 1, 99.0) for i in range(11)])
+def test_batches_have_at_most_nine():
+    sizes = tuple(range(1, 13))
+    model = BatchLatency(sizes, tuple(0.1 * size for size in sizes))
+    table = LatencyTable("dit-hand", "paper", {"denoise": model, "vae": model})
+    trace, _ = run(table, [image(f"r{i}", 0.0, 1, 99.0) for i in range(11)])
     assert [len(ids) for _, _, ids in trace] == [9, 9, 2, 2]
+
+
+def test_batches_are_no_larger_than_those_that_were_measured(loop_table):
+    trace, _ = run(loop_table, [image(f"r{i}", 0.0, 1, 99.0) for i in range(5)])
+    assert max(len(ids) for _, _, ids in trace) == 2
 
 
 def test_where_memory_has_split_a_batch_its_parts_take_turns_and_nobody_joins(loop_table):

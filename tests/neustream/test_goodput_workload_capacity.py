@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from neustream import LatencyTable, Outcome, Request, Stage, StepLoop, Streams, make_policy
-from neustream.capacity import llm_capacity, pipeline_capacity
 from neustream.goodput import SAMPLES, GoodputCounter, Reservoir
 from neustream.latency import BatchLatency
 from neustream.records import JsonLines, RequestRecord
@@ -124,18 +123,6 @@ def test_prompt_lengths_and_step_counts_keep_to_their_ranges():
         step_counts(5, 5, 10)
 
 
-def test_capacity_is_the_best_rate_with_every_token_on_pace(llm_table):
-    # B requests live 10·0.1 + B·0.2 s; within 1.6 × (1.0 + 0.2) s that allows B = 4, and 4 leave per 1.8 s.
-    assert llm_capacity(llm_table, prompt=10, max_tokens=11, dslo=1.6) == pytest.approx(4 / 1.8)
-
-
-def test_pipeline_capacity_takes_the_best_batch_within_the_slo(loop_table):
-    # Alone 10·1 + 0.5 = 10.5 s, so at most 21 s at scale 2: b = 2 takes 15 + 1, b = 3 takes 20 + 1.5.
-    visits = {"denoise": 10.0, "vae": 1.0}
-    assert pipeline_capacity(loop_table, visits, 2.0) == pytest.approx(2 / 16)
-    assert pipeline_capacity(loop_table, visits, 1.0) == pytest.approx(1 / 10.5)
-
-
 def test_records_are_json_lines_with_times_since_the_origin(tmp_path: Path):
     with JsonLines(tmp_path / "runs" / "requests.jsonl") as lines:
         ended = finished("a", [11.0, 12.0], Deadlines(11.5, 1.0), 10.0)
@@ -146,3 +133,9 @@ def test_records_are_json_lines_with_times_since_the_origin(tmp_path: Path):
     first, second = [json.loads(line) for line in (tmp_path / "runs" / "requests.jsonl").read_text().splitlines()]
     assert (first["arrival"], first["first_unit"], first["last_deadline"], first["outcome"]) == (0.0, 1.0, 2.5, "met")
     assert (second["outcome"], second["reason"], second["first_deadline"]) == ("aborted", "client gone", None)
+
+
+@pytest.mark.parametrize("cv", [1e-200, 1e200, 1e-7, 1e7])
+def test_a_spread_that_no_gamma_distribution_has_is_refused(cv: float):
+    with pytest.raises(ValueError, match="cv must be between 1e-06 and 1e"):
+        gamma_arrivals(1.0, cv, 10, 0)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from neustream.capacity import MAX_BATCH
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.policies.base import MAX_BATCH, USUAL, PolicyContext
+from neustream.policies.base import USUAL, PolicyContext
 from neustream.policies.slack.fit import Floats, FluidFit, Job, Places, ranks, rows_of
 from neustream.policies.slack.ways import Ways
 from neustream.request import Request
