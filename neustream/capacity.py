@@ -46,9 +46,7 @@ def llm_capacity(table: LatencyTable, *, prompt: int, max_tokens: int, dslo: flo
     return max(b / life(b) for b in range(1, resident + 1) if b == 1 or life(b) <= allowed)
 
 
-def pipeline_capacity(
-    table: LatencyTable, visits: Mapping[str, float], slo_scale: float, max_batch: int = MAX_BATCH
-) -> float:
+def pipeline_capacity(table: LatencyTable, visits: Mapping[str, float], slo_scale: float) -> float:
     """Requests per second of an image pipeline on one device, in the best batch whose end is within the SLO.
 
     `visits` gives the mean number of visits to each module. A full batch of b takes `Σ visits × latency(b)`,
@@ -68,6 +66,5 @@ def pipeline_capacity(
         return sum(seconds(module, batch) * count for module, count in visits.items())
 
     busiest = max(visits, key=lambda module: table[module].alone(1) * visits[module])
-    most = min(max_batch, caps[busiest])
     alone = life(1)
-    return max(b / life(b) for b in range(1, most + 1) if b == 1 or life(b) <= slo_scale * alone)
+    return max(b / life(b) for b in range(1, caps[busiest] + 1) if b == 1 or life(b) <= slo_scale * alone)

@@ -12,8 +12,6 @@ STEP_TOKENS = 2048
 """Tokens that one prefill step may hold: vLLM's default for these models."""
 CONTEXT_TOKENS = 65536
 """Σ context up to which decode is measured; 256 sequences of 256, or 128 of 512."""
-MAX_SEQS = 256
-"""Sequences in a batch: vLLM's default."""
 
 QUICK_PREFILL = {17: (1,), 34: (1,), 66: (1,), 130: (1, 2), 252: (1, 4), 520: (1, 8), 1016: (1, 8), 2000: (16,)}
 FULL_PREFILL = {

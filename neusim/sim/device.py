@@ -148,13 +148,11 @@ def default_device(table: LatencyTable, **options: Any) -> Device:
 
 def kv_blocks(table: LatencyTable) -> int | None:
     """KV blocks of 16 tokens on the table's device(s): what vLLM leaves of the memory beside the weights."""
-    known = table.info.get("kv_blocks")
-    if isinstance(known, int) and known > 0:
-        return known
+    if table.kv_blocks is not None:
+        return table.kv_blocks
     shape = known_shape(table.model)
     accelerator = ACCELERATORS.get(table.device)
     width = BYTES.get(str(table.info.get("dtype", "float16")))
     if shape is None or accelerator is None or width is None:
         return None
-    devices = int(table.info.get("tensor_parallel", 1))
-    return shape.kv_blocks(accelerator.memory_bytes * devices, width) or None
+    return shape.kv_blocks(accelerator.memory_bytes * table.tensor_parallel, width) or None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neustream.capacity import MAX_BATCH
+from neustream.capacity import MAX_BATCH, largest_batch
 from neustream.cost import remaining_alone
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
@@ -19,7 +19,7 @@ def batch_cap(table: LatencyTable, module: str, slo_scale: float, delta: float =
     """The largest b with latency(b) < latency(1) × slo_scale × δ, within what was measured; at least 1."""
     model = table[module]
     bound = model.predict(Shape(1)) * slo_scale * delta
-    sizes = range(1, min(model.largest or MAX_BATCH, MAX_BATCH) + 1)
+    sizes = range(1, largest_batch(table, module) + 1)
     return max((b for b in sizes if model.predict(Shape(b)) < bound), default=1)
 
 

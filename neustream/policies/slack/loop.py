@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from neustream.capacity import MAX_BATCH
+from neustream.capacity import MAX_BATCH, largest_batch
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
 from neustream.policies.base import USUAL, PolicyContext
@@ -188,8 +188,7 @@ class SlackLoop:
 def seconds_by_batch(table: LatencyTable, module: str) -> list[float]:
     """Seconds of a step by batch size, for every size that was measured; noise that makes it fall is levelled."""
     model = table[module]
-    largest = min(model.largest or MAX_BATCH, MAX_BATCH)
     seconds = [0.0]
-    for batch in range(1, largest + 1):
+    for batch in range(1, largest_batch(table, module) + 1):
         seconds.append(max(seconds[-1], model.predict(Shape(batch))))
     return seconds
