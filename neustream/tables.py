@@ -14,6 +14,8 @@ from neustream.latency import BatchLatency, ContextLatency, LatencyModel, Tokens
 
 KV_BLOCK = 16
 """Tokens in one block of keys and values (vLLM's default), where a table does not say."""
+STEP_TOKENS = 2048
+"""Prompt tokens that one prefill step may hold, where a table does not say: vLLM's default for these models."""
 SCHEMAS = (1, 2)
 """1: as published. 2: a `context` module may carry a grid of its constant term over the batch size."""
 
@@ -143,7 +145,8 @@ def load_table(path: Path | str, *, model: str | None = None) -> LatencyTable:
     """Read and check a table; with `model` (or the name of one of its tables), it must be that model's.
 
     Raises TableError (file, field, value) for a missing or damaged file, an unknown schema, lengths that
-    differ, or seconds that are not finite and positive.
+    differ, or seconds that are not finite and positive: those that were measured, and those that a formula
+    predicts in its range.
     """
     path = Path(path)
     data = read_json(path, TableError)
@@ -168,12 +171,15 @@ def parse_table(data: Any) -> LatencyTable:
     modules = data.get("modules")
     if not isinstance(modules, dict) or not modules:
         raise TableError("modules is missing or empty")
-    parsed = {name: _parse_module(f"modules.{name}", fields) for name, fields in modules.items()}
+    most = data.get("max_prefill_tokens")
+    tokens = most if isinstance(most, int) and most > 0 else STEP_TOKENS
+    parsed = {name: _parse_module(f"modules.{name}", fields, tokens) for name, fields in modules.items()}
     info = {key: value for key, value in data.items() if key not in ("schema", "model", "device", "modules")}
     return LatencyTable(data["model"], data["device"], parsed, info)
 
 
-def _parse_module(where: str, fields: Any) -> LatencyModel:
+def _parse_module(where: str, fields: Any, step_tokens: int) -> LatencyModel:
+    """`step_tokens`: up to how many prompt tokens a prefill's formula must make sense."""
     kind = fields.get("kind") if isinstance(fields, dict) else None
     if kind == "batch":
         return BatchLatency(*_grid(where, fields, "batch", required=True))
@@ -181,13 +187,35 @@ def _parse_module(where: str, fields: Any) -> LatencyModel:
         coef = _numbers(f"{where}.coef", fields.get("coef"), length=3)
         if coef[0] <= 0 and coef[1] <= 0:
             raise TableError(f"{where}.coef is {list(coef)}, expected its first or second number above 0")
-        return TokensLatency((coef[0], coef[1], coef[2]), *_grid(where, fields, "tokens"))
+        prefill = TokensLatency((coef[0], coef[1], coef[2]), *_grid(where, fields, "tokens"))
+        _check_formula(where, prefill, step_tokens)
+        return prefill
     if kind == "context":
         coef = _numbers(f"{where}.coef", fields.get("coef"), length=2)
         if coef[0] <= 0:
             raise TableError(f"{where}.coef[0] is {coef[0]}, expected seconds above 0")
+        if coef[1] < 0:
+            raise TableError(f"{where}.coef[1] is {coef[1]}, expected at least 0: no context makes a step shorter")
         return ContextLatency((coef[0], coef[1]), *_grid(where, fields, "batch"))
     raise TableError(f"{where}.kind is {kind!r}, known are 'batch', 'tokens', 'context'")
+
+
+def _check_formula(where: str, prefill: TokensLatency, step_tokens: int) -> None:
+    """Raises TableError if the formula gives a step of 1 to `step_tokens` tokens no time. A grid stands before it.
+
+    The sum of squares lies between that of prompts of one token each and that of a single prompt. The lesser of the
+    two lines over the tokens is straight or bent downwards, so that its ends tell.
+    """
+    if prefill.tokens:
+        return
+    for work in (1, step_tokens):
+        for squares in (work, work * work):
+            seconds = prefill.formula(work, squares)
+            if seconds <= 0:
+                raise TableError(
+                    f"{where}.coef is {list(prefill.coef)}, expected seconds above 0 for each step of up to "
+                    f"{step_tokens} tokens; {work} tokens take {seconds:.4g}"
+                )
 
 
 def _grid(

@@ -8,8 +8,6 @@ from typing import Literal
 
 from neustream.latency import Shape
 
-STEP_TOKENS = 2048
-"""Tokens that one prefill step may hold: vLLM's default for these models."""
 CONTEXT_TOKENS = 65536
 """Σ context up to which decode is measured; 256 sequences of 256, or 128 of 512."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from neusim.profiling.depth import extrapolate
 from neusim.profiling.fit import fit_decode, fit_prefill
-from neusim.profiling.grid import CONTEXT_TOKENS, STEP_TOKENS, Point, llm_points
+from neusim.profiling.grid import CONTEXT_TOKENS, Point, llm_points
 from neusim.profiling.measure import Visits, disturbed, measure, spread, trusted
 from neusim.profiling.memory import MemoryPlan, TooLarge, free_ram, plan_memory
 from neusim.profiling.settings import Settings, SettingsError
@@ -16,7 +16,7 @@ from neusim.profiling.vllm_timer import EngineTimer, load_engine, num_threads, v
 from neustream.catalog.llms import OptShape, load_shape
 from neustream.catalog.machine import check_tensor_parallel, cpu_flags, free_gpu_bytes
 from neustream.latency import Shape
-from neustream.tables import LatencyTable
+from neustream.tables import STEP_TOKENS, LatencyTable
 from vllm_patch.engine import check_device
 
 QUICK_REPEATS, FULL_REPEATS = 5, 9

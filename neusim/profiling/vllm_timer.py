@@ -14,11 +14,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from neusim.profiling.grid import STEP_TOKENS, Point
+from neusim.profiling.grid import Point
 from neusim.profiling.memory import GIB, MemoryPlan
 from neusim.profiling.settings import Settings, SettingsError
 from neustream.capacity import MAX_SEQS
 from neustream.catalog.llms import OptShape
+from neustream.tables import STEP_TOKENS
 from vllm_patch import engine
 
 TOKEN = 5

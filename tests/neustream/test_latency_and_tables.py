@@ -134,6 +134,7 @@ def test_a_grid_over_the_batch_size_is_written_as_schema_2(tmp_path: Path):
         (("modules", "prefill", "coef"), [0.1], "modules.prefill.coef has 1 entries, expected 3"),
         (("modules", "prefill", "coef"), [0.0, -0.1, 0.1], r"modules.prefill.coef is \[0.0, -0.1, 0.1\]"),
         (("modules", "decode", "coef"), [0.0, 0.1], r"modules.decode.coef\[0\] is 0.0"),
+        (("modules", "decode", "coef"), [0.2, -1e-6], r"modules.decode.coef\[1\] is -1e-06, expected at least 0"),
     ],
 )
 def test_a_damaged_table_is_refused_naming_file_field_and_value(tmp_path: Path, path, value, message):
@@ -146,6 +147,45 @@ def test_a_damaged_table_is_refused_naming_file_field_and_value(tmp_path: Path, 
     file.write_text(json.dumps(data))
     with pytest.raises(TableError, match=f"bad.json: .*{message}"):
         load_table(file)
+
+
+def formula(*coef: float, **fields: Any) -> dict[str, Any]:
+    return {**GOOD, **fields, "modules": {"prefill": {"kind": "tokens", "coef": list(coef)}}}
+
+
+@pytest.mark.parametrize(
+    ("coef", "tokens", "seconds"),
+    [
+        ((-0.5, 0.01, 0.0), 1, "-0.49"),
+        ((0.1, -0.01, 0.0), 2048, "-20.38"),
+        ((0.1, 0.001, -1e-6), 2048, "-2.046"),
+        ((1.0, -0.01, 1e-5), 2048, "-19.46"),
+    ],
+)
+def test_a_formula_that_predicts_no_time_in_its_range_is_refused(coef: Any, tokens: int, seconds: str) -> None:
+    with pytest.raises(TableError, match=rf"modules.prefill.coef is .*; {tokens} tokens take {seconds}"):
+        parse_table(formula(*coef))
+
+
+def test_a_formula_counts_up_to_the_step_that_the_table_names_and_not_where_a_grid_stands() -> None:
+    falling = (0.1, 0.001, -1e-6)
+    assert parse_table(formula(*falling, max_prefill_tokens=512))["prefill"].alone(512) > 0
+    data = formula(*falling)
+    data["modules"]["prefill"] |= {"tokens": [32, 64], "seconds": [0.5, 0.9]}
+    assert parse_table(data)["prefill"].alone(2048) >= 0.9
+
+
+@given(st.tuples(st.floats(-1, 1), st.floats(-0.1, 0.1), st.floats(-1e-4, 1e-4)), st.integers(1, 60))
+def test_every_step_of_a_formula_that_is_taken_has_positive_seconds(coef: Any, largest: int) -> None:
+    """However the tokens are divided among prompts: even, all in one, one each, or one prompt and single tokens."""
+    try:
+        prefill = parse_table(formula(*coef, max_prefill_tokens=largest))["prefill"]
+    except TableError:
+        return
+    assert isinstance(prefill, TokensLatency)
+    for work in range(1, largest + 1):
+        for rest in range(work):
+            assert prefill.formula(work, (work - rest) ** 2 + rest) > 0
 
 
 def test_a_missing_file_no_json_and_another_models_table_are_refused(tmp_path: Path):
