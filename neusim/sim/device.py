@@ -12,7 +12,7 @@ from neustream.catalog.accelerators import ACCELERATORS
 from neustream.catalog.llms import known_shape
 from neustream.policies import POLICIES, is_llm
 from neustream.route import LOOP_MODULE
-from neustream.tables import KV_BLOCK, LatencyTable
+from neustream.tables import KV_BLOCK, STEP_TOKENS, LatencyTable
 
 Layout = Literal["process", "interleaved"]
 Contention = Literal["table", "full", "none"]
@@ -78,7 +78,7 @@ class Device:
     block_size: int = KV_BLOCK
     watermark: float = WATERMARK
     max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = STEP_TOKENS
 
     def __post_init__(self) -> None:
         if self.layout not in ("process", "interleaved"):
@@ -141,13 +141,13 @@ def default_device(table: LatencyTable, **options: Any) -> Device:
     device; where neither is known its memory is unbounded.
     """
     if is_llm(table):
-        return Device(**{"kv_blocks": kv_blocks(table)} | options)
+        return Device(**{"kv_blocks": kv_blocks(table), "block_size": table.kv_block_size} | options)
     margin = ARTIFACT_MARGIN if table.modules and next(iter(table.modules)) == LOOP_MODULE else 0.0
     return Device(**{"layout": "process", "margin": None if "handover" in options else margin} | options)
 
 
 def kv_blocks(table: LatencyTable) -> int | None:
-    """KV blocks of 16 tokens on the table's device(s): what vLLM leaves of the memory beside the weights."""
+    """KV blocks of the table's size on its device(s): what vLLM leaves of the memory beside the weights."""
     if table.kv_blocks is not None:
         return table.kv_blocks
     shape = known_shape(table.model)
@@ -155,4 +155,5 @@ def kv_blocks(table: LatencyTable) -> int | None:
     width = BYTES.get(str(table.info.get("dtype", "float16")))
     if shape is None or accelerator is None or width is None:
         return None
-    return shape.kv_blocks(accelerator.memory_bytes * table.tensor_parallel, width) or None
+    memory = accelerator.memory_bytes * table.tensor_parallel
+    return shape.kv_blocks(memory, width, table.kv_block_size) or None

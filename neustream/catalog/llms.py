@@ -66,10 +66,13 @@ class OptShape:
         """Elements of keys and values per token at this depth."""
         return 2 * num_layers * self.hidden
 
-    def kv_blocks(self, memory_bytes: float, element_bytes: int) -> int:
-        """KV blocks that vLLM finds room for on devices with so much memory together; 0 where weights leave none."""
+    def kv_blocks(self, memory_bytes: float, element_bytes: int, block_size: int = KV_BLOCK) -> int:
+        """KV blocks that vLLM finds room for on devices with so much memory together; 0 where weights leave none.
+
+        A block holds `block_size` tokens.
+        """
         room = MEMORY_SHARE * memory_bytes - self.num_parameters * element_bytes
-        return max(int(room / (self.kv_elements(self.num_layers) * element_bytes * KV_BLOCK)), 0)
+        return max(int(room / (self.kv_elements(self.num_layers) * element_bytes * block_size)), 0)
 
     def config(self, num_layers: int | None = None) -> dict[str, Any]:
         """`config.json`, at this depth if one is given, with the keys of the published checkpoints."""

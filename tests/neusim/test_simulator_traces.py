@@ -9,6 +9,7 @@ import pytest
 from neusim.sim import Device, Result, default_device, simulate
 from neusim.sim.events import EventQueue, Priority
 from neustream import Deadlines, LatencyTable, Limits, Outcome, Piece, Request, StepPlan, Streams
+from neustream.catalog.llms import OPT_SHAPES
 from neustream.cost import gpu_demand, step_seconds
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.plan import IDLE
@@ -387,6 +388,11 @@ def test_kv_blocks_come_from_the_table_or_from_what_is_known_of_device_and_model
     assert default_device(table).kv_blocks == expected
     assert default_device(LatencyTable("opt-13b", "a6000", OPT.modules, {"kv_blocks": 7})).kv_blocks == 7
     assert default_device(LatencyTable("opt-13b", "nobody's", OPT.modules)).kv_blocks is None
+    small = default_device(LatencyTable("opt-13b", "a6000", OPT.modules, {"kv_blocks": 7, "kv_block_size": 8}))
+    assert (small.kv_blocks, small.block_size) == (7, 8)
+    halved = default_device(LatencyTable("opt-13b", "a6000", OPT.modules, {"kv_block_size": 8}))
+    assert (halved.kv_blocks, halved.block_size) == (OPT_SHAPES["opt-13b"].kv_blocks(48e9, 2, 8), 8)
+    assert halved.kv_blocks in (2 * expected, 2 * expected + 1)
     assert default_device(table, kv_blocks=None).kv_blocks is None
     assert default_device(DIT) == Device("process", margin=0.035)
     assert default_device(DIT, handover=0.0) == Device("process", handover=0.0)
