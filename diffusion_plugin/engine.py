@@ -126,6 +126,10 @@ class Engine:
         """What the user gets of a request of the last `take_ended`. Raises KeyError for any other."""
         return result_of(self._taken_jobs[request_id])
 
+    def take_result(self, request_id: str) -> ImageResult:
+        """The same, as `neustream.driver.HasResults` names it."""
+        return self.result(request_id)
+
     def abort(self, request_id: str, reason: str = "aborted") -> None:
         """Withdraw a request between two steps and free its tensors; nothing happens where it is not live."""
         self.loop.abort(request_id, reason)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from neustream.records import StepRecord
 from neustream.request import OnMiss, Request
@@ -75,6 +75,34 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Withdraw whatever has not ended and free the device; `take_ended` still tells of them."""
+        ...
+
+
+class Progress(NamedTuple):
+    """How far a live request is."""
+
+    request_id: str
+    units: int
+    """Output units that have come out so far."""
+    output: Any
+    """What has come out since it was last told: token ids, a picture."""
+
+
+@runtime_checkable
+class HasResults(Protocol):
+    """A driver that hands out what it has made. Optional: without it only outcomes and times are known."""
+
+    def take_result(self, request_id: str) -> Any:
+        """What a request of the last `take_ended` has made, None where nothing. Raises KeyError for any other."""
+        ...
+
+
+@runtime_checkable
+class TellsProgress(Protocol):
+    """A driver that tells of output as it comes. Optional: without it nothing is heard between begin and end."""
+
+    def take_progress(self) -> list[Progress]:
+        """The live requests whose output has grown since the last call."""
         ...
 
 

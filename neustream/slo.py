@@ -108,17 +108,52 @@ class ScaleSlo:
         return Deadlines(arrival + self.first * alone, self.rest * model.alone(size), self.rest * model.slope)
 
 
-Slo = AbsoluteSlo | ScaleSlo
+@dataclass(frozen=True, slots=True)
+class DueSlo:
+    """Deadlines that somebody above has made already: `Deadlines` with its points in time counted from the arrival.
+
+    What a coordinator grants a call crosses to the call's driver in this form, since two machines share no clock. A
+    time at or below 0 is one that has passed.
+    """
+
+    due: float = math.inf
+    pace: float | None = None
+    growth: float = 0.0
+    end: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name, value in (("pace_s", self.pace or 0.0), ("growth_s", self.growth)):
+            if value < 0:
+                raise ValueError(f"SLO {name} must be at least 0, got {value:g}")
+
+    @classmethod
+    def of(cls, deadlines: Deadlines, now: float) -> DueSlo:
+        """What is left of `deadlines` at `now`, on the clock that they are on."""
+        return cls(deadlines.first - now, deadlines.pace, deadlines.growth, deadlines.last - now)
+
+    def fields(self) -> dict[str, float]:
+        """Its outside form. A time that is unbounded is left out."""
+        values = {"due_s": self.due, "pace_s": self.pace, "growth_s": self.growth, "end_s": self.end}
+        return {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+
+    def bind(self, arrival: float, route: Route, size: int, table: LatencyTable | None) -> Deadlines:
+        """The deadlines on the clock that `arrival` is on."""
+        return Deadlines(arrival + self.due, self.pace, self.growth, arrival + self.end)
+
+
+Slo = AbsoluteSlo | ScaleSlo | DueSlo
 
 
 ABSOLUTE_KEYS = ("ttft_ms", "tpot_ms", "e2el_ms")
 SCALE_KEYS = ("pslo", "dslo")
-SLO_KEYS = (*ABSOLUTE_KEYS, *SCALE_KEYS, "slo_scale")
+DUE_KEYS = ("due_s", "pace_s", "growth_s", "end_s")
+SLO_KEYS = (*ABSOLUTE_KEYS, *SCALE_KEYS, "slo_scale", *DUE_KEYS)
 
 
 def parse_slo(fields: Mapping[str, Any]) -> Slo:
     """An SLO from its outside form: `ttft_ms`, `tpot_ms`, `e2el_ms`, or `pslo`, `dslo`, or `slo_scale`.
 
+    A fourth form, `due_s`, `pace_s`, `growth_s`, `end_s`, is for programs (see `DueSlo`).
     What it is given may come from anybody. Raises ValueError, one line, for all that is no SLO: no mapping, an
     unknown key, a value that is no finite number or out of range, a mixture of forms.
     """
@@ -134,7 +169,11 @@ def parse_slo(fields: Mapping[str, Any]) -> Slo:
         return ScaleSlo(values.get("pslo", 3.0), values.get("dslo", 1.5))
     if values.keys() == {"slo_scale"}:
         return ScaleSlo(values["slo_scale"])
-    raise ValueError(f"an SLO is absolute, or pslo/dslo, or slo_scale, not a mixture: {', '.join(values)}")
+    if values.keys() <= set(DUE_KEYS):
+        return DueSlo(**{key.removesuffix("_s"): value for key, value in values.items()})
+    raise ValueError(
+        f"an SLO is absolute, or pslo/dslo, or slo_scale, or due_s and so on, not a mixture: {', '.join(values)}"
+    )
 
 
 def _number(key: str, value: Any) -> float:

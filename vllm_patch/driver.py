@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from neustream.driver import Ask
+from neustream.driver import Ask, Progress
 from neustream.ledger import Ledger
 from neustream.records import StepRecord
 from neustream.request import OnMiss, Outcome, Request
@@ -53,6 +53,10 @@ class VllmDriver:
         self.has_failed = False
         """Whether a step of the engine has raised: then nobody asks it for anything any more."""
         self._ended: list[Request] = []
+        self._results: dict[str, tuple[int, ...]] = {}
+        self._taken: dict[str, tuple[int, ...]] = {}
+        self._grown: dict[str, Any] = {}
+        self._num_told: dict[str, int] = {}
         self._record: Any = None
         self.scheduler.on_step = self._keep_record
         if self.step_policy is not None and hasattr(self.step_policy.policy, "reset_history"):
@@ -105,7 +109,23 @@ class VllmDriver:
     def take_ended(self) -> list[Request]:
         """The requests that have ended since the last call."""
         ended, self._ended = self._ended, []
+        self._taken, self._results = self._results, {}
         return ended
+
+    def take_result(self, request_id: str) -> tuple[int, ...] | None:
+        """The token ids of a request of the last `take_ended`; None for one that did not finish."""
+        return self._taken.get(request_id)
+
+    def take_progress(self) -> list[Progress]:
+        """The live requests that have new token ids since the last call."""
+        grown, self._grown = self._grown, {}
+        news = []
+        for name, token_ids in grown.items():
+            told = self._num_told.get(name, 0)
+            if len(token_ids) > told:
+                self._num_told[name] = len(token_ids)
+                news.append(Progress(name, len(token_ids), tuple(token_ids[told:])))
+        return news
 
     def abort(self, request_id: str, reason: str = "aborted") -> None:
         """Withdraw a request; nothing happens where no such request is live."""
@@ -121,7 +141,7 @@ class VllmDriver:
                 self.engine.abort_request(request_ids)
         finally:
             now = time.time()
-            self._ended += [self.ledger.end(name, now, Outcome.ABORTED, reason) for name in request_ids]
+            self._ended += [self._end(name, now, Outcome.ABORTED, reason) for name in request_ids]
 
     @property
     def num_unfinished(self) -> int:
@@ -177,6 +197,7 @@ class VllmDriver:
         name, times = output.request_id, output.metrics.token_times
         request = self.ledger.deliver(name, times)
         if not output.finished:
+            self._grown[name] = output.outputs[0].token_ids
             return
         check_deadlines(request, output.metrics.deadlines)
         completion = output.outputs[0]
@@ -186,7 +207,14 @@ class VllmDriver:
         elif not times or (completion.finish_reason == "length" and request.units < request.max_units):
             outcome, reason = Outcome.FAILED, f"ended after {request.units} tokens ({completion.finish_reason})"
         at = times[-1] if outcome is None else time.time()
-        self._ended.append(self.ledger.end(name, at, outcome, reason))
+        if outcome is None:
+            self._results[name] = tuple(completion.token_ids)
+        self._ended.append(self._end(name, at, outcome, reason))
+
+    def _end(self, name: str, at: float, outcome: Outcome | None, reason: str | None) -> Request:
+        self._grown.pop(name, None)
+        self._num_told.pop(name, None)
+        return self.ledger.end(name, at, outcome, reason)
 
 
 def check_deadlines(request: Request, deadlines: Sequence[float] | None) -> None:

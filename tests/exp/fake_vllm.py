@@ -100,5 +100,6 @@ class FakeVllm:
 
 def output(request_id: str, metrics: Any, finished: bool, reason: str) -> SimpleNamespace:
     """A RequestOutput, as far as the ledger looks at it."""
-    completion = SimpleNamespace(finish_reason=reason if finished else None, stop_reason=None)
+    token_ids = tuple(range(10, 10 + len(metrics.token_times)))
+    completion = SimpleNamespace(finish_reason=reason if finished else None, stop_reason=None, token_ids=token_ids)
     return SimpleNamespace(request_id=request_id, metrics=metrics, finished=finished, outputs=[completion])

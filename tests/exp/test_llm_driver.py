@@ -9,7 +9,7 @@ import pytest
 from fake_vllm import TABLE, FakeVllm, output
 
 from neustream import Outcome
-from neustream.driver import Ask, Driver
+from neustream.driver import Ask, Driver, HasResults, TellsProgress
 from vllm_patch.driver import VllmDriver
 
 SLO = {"pslo": 3, "dslo": 1.5}
@@ -68,6 +68,24 @@ def test_serves_what_is_submitted_and_records_each_step() -> None:
     assert ends(driver) == {"a": ("late", 3), "b": ("late", 3), "c": ("rejected", 0)}
     assert driver.take_ended() == []
     assert (driver.step(), driver.wake) == (None, None)
+
+
+def test_tokens_are_told_as_they_come_and_handed_out_with_the_end() -> None:
+    driver = driver_of(FakeVllm(reject={"c"}))
+    for name in "abc":
+        driver.submit(ask(name))
+    told: list[tuple[str, int, Any]] = []
+    made: dict[str, Any] = {}
+    while driver.num_unfinished:
+        driver.step()
+        told += driver.take_progress()
+        made.update({request.request_id: driver.take_result(request.request_id) for request in driver.take_ended()})
+    assert told == [("a", 1, (10,)), ("b", 1, (10,)), ("a", 2, (11,)), ("b", 2, (11,))]
+    assert made == {"a": (10, 11, 12), "b": (10, 11, 12), "c": None}
+    driver.take_ended()
+    assert driver.take_result("a") is None
+    assert isinstance(driver, HasResults)
+    assert isinstance(driver, TellsProgress)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from neustream import AbsoluteSlo, LatencyTable, Outcome, Request, ScaleSlo, Stage, parse_slo
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.route import llm_route, pipeline_route
-from neustream.slo import NO_DEADLINES, SLO_KEYS, Deadlines
+from neustream.slo import NO_DEADLINES, SLO_KEYS, Deadlines, DueSlo
 
 TABLE = LatencyTable("m", "d", {"prefill": TokensLatency((0.1, 0.01, 0.0)), "decode": ContextLatency((0.1, 0.001))})
 
@@ -92,6 +92,8 @@ def test_an_slo_is_read_from_its_outside_form(fields, slo):
         ([("ttft_ms", 5)], "a mapping such as .* got something of type list"),
         ("x" * 1000, "got 'x{40}…'$"),
         ({"pslo": 3, "ttft_ms": 100}, "not a mixture"),
+        ({"due_s": 3, "ttft_ms": 100}, "not a mixture"),
+        ({"due_s": 3, "pace_s": -0.1}, "SLO pace_s must be at least 0"),
     ],
 )
 def test_a_bad_slo_is_refused_with_what_was_wrong(fields, message):
@@ -125,6 +127,16 @@ def test_whatever_a_client_sends_as_its_slo_is_an_slo_or_a_value_error(fields):
     assert set(fields) <= set(SLO_KEYS)
     deadlines = slo.bind(0.0, llm_route(5), 8, TABLE)
     assert 0.0 < deadlines.at(1) <= deadlines.at(2) <= deadlines.at(5)
+
+
+@pytest.mark.parametrize(
+    "deadlines", [Deadlines(7.5, 0.25, 0.01, 9.0), Deadlines(4.0), Deadlines(first=6.0, last=6.0), NO_DEADLINES]
+)
+def test_deadlines_made_elsewhere_cross_as_remaining_seconds(deadlines):
+    fields = DueSlo.of(deadlines, now=5.0).fields()
+    there = parse_slo(fields).bind(1005.0, llm_route(9), 8, None) if fields else NO_DEADLINES
+    for unit in range(1, 10):
+        assert there.at(unit) == pytest.approx(deadlines.at(unit) + 1000.0)
 
 
 def test_a_deeply_nested_slo_is_refused():
