@@ -15,7 +15,7 @@ from neustream.slo import Deadlines
 from neustream.workflow.budget import Budget
 from neustream.workflow.forecast import Forecast
 from neustream.workflow.graph import Node, Workflow
-from neustream.workflow.pool import Pool, Replica
+from neustream.workflow.pool import Binding, Pool, Replica
 from neustream.workflow.run import Run
 from neustream.workflow.stage import StageCost
 
@@ -65,6 +65,7 @@ class Coordinator:
         budget: Budget,
         size_of: SizeOf,
         on_end: Callable[[Run], None],
+        binding: Binding = "late",
     ) -> None:
         workflow.check_served(set(replicas))
         self.workflow = workflow
@@ -72,7 +73,7 @@ class Coordinator:
         self.forecast = Forecast(workflow, stages)
         self.size_of = size_of
         self.on_end = on_end
-        self.pools = {name: Pool(name, members, self._rank) for name, members in replicas.items()}
+        self.pools = {name: Pool(name, members, self._rank, binding) for name, members in replicas.items()}
         self.num_stale = 0
         """Results that came for a call which was no longer wanted."""
         self._runs: dict[str, Run] = {}
@@ -105,6 +106,11 @@ class Coordinator:
             visit.first_unit_at = now
         visit.units = units
         return self.begun(call, now)
+
+    def progress(self, call: str, units: int) -> None:
+        """A running call has delivered `units` units by now; forecasts of what remains read it."""
+        if call in self._calls:
+            self._calls[call][0].visit.units = units
 
     def begun(self, call: str, now: float) -> list[Action]:
         """A replica has begun a call."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 CREDITS = 4
 """Calls that may wait at a replica that has not begun them."""
+Binding = Literal["late", "round_robin"]
+"""When a call is bound to a replica: once one has a credit, or at once, to each in turn (the artifact's way)."""
 WEIGHT = 1 / 16
 """What one completion counts for in the running mean of the service time."""
 
@@ -43,8 +46,11 @@ class Replica:
 class Pool:
     """One queue, several replicas. `rank` orders the waiting calls: the lowest is sent first."""
 
-    def __init__(self, name: str, replicas: Iterable[Replica], rank: Callable[[str], float]) -> None:
+    def __init__(
+        self, name: str, replicas: Iterable[Replica], rank: Callable[[str], float], binding: Binding = "late"
+    ) -> None:
         self.name = name
+        self.binding = binding
         self.replicas = {replica.name: replica for replica in replicas}
         self._rank = rank
         self.queue: dict[str, None] = {}
@@ -52,6 +58,7 @@ class Pool:
         """Replica seconds between two completions while calls were waiting: a running mean, None before the first."""
         self._place: dict[str, str] = {}
         self._last_end: float | None = None
+        self._turn = -1
 
     def __len__(self) -> int:
         """Calls that wait or run."""
@@ -69,18 +76,26 @@ class Pool:
         self.queue[call] = None
 
     def send(self) -> list[tuple[str, str]]:
-        """Bind as many waiting calls as there are credits; returns `(call, replica)` in the order of sending."""
-        sent: list[tuple[str, str]] = []
-        free = sum(max(replica.num_free, 0) for replica in self.replicas.values())
-        if not free or not self.queue:
-            return sent
-        for call in sorted(self.queue, key=self._rank)[:free]:
-            replica = min((r for r in self.replicas.values() if r.num_free > 0), key=lambda r: (len(r.calls), r.name))
+        """Bind as many waiting calls as may be bound now; returns `(call, replica)` in the order of sending."""
+        sent = []
+        for call in sorted(self.queue, key=self._rank):
+            replica = self._choose()
+            if replica is None:
+                break
             del self.queue[call]
             replica.waiting.add(call)
             self._place[call] = replica.name
             sent.append((call, replica.name))
         return sent
+
+    def _choose(self) -> Replica | None:
+        """The replica that the next call goes to; None where all have as much as they may."""
+        if self.binding == "round_robin":
+            open_ones = [replica for replica in self.replicas.values() if replica.is_open]
+            self._turn += 1
+            return open_ones[self._turn % len(open_ones)] if open_ones else None
+        free = [replica for replica in self.replicas.values() if replica.num_free > 0]
+        return min(free, key=lambda replica: (len(replica.waiting) + len(replica.running), replica.name), default=None)
 
     def begun(self, call: str) -> None:
         """A replica has begun a call; its credit is free again."""
