@@ -102,7 +102,7 @@ class Lookahead:
         return Deadlines(first, plain.pace, plain.growth)
 
     def why_hopeless(self, now: float, run: Run, forecast: Forecast, waiting: float) -> str | None:
-        return _why_late(now, run, forecast, waiting if self.gate else 0.0)
+        return _why_late(now, run, forecast, waiting * forecast.belief if self.gate else 0.0)
 
     def why_stop(self, now: float, run: Run) -> str | None:
         return _why_over(now, run)

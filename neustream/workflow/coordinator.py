@@ -266,6 +266,8 @@ class Coordinator:
     def _end(self, run: Run, now: float, outcome: Outcome | None = None, reason: str | None = None) -> None:
         del self._runs[run.run_id]
         run.end(now, outcome, reason)
+        if run.visits[0].sent_at is not None and run.outcome in (Outcome.MET, Outcome.LATE, Outcome.REJECTED):
+            self.forecast.admitted_ended(run.outcome is Outcome.MET)
         self.on_end(run)
 
     def _rank(self, call: str) -> float:
