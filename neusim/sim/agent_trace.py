@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from neusim.sim.workflows import Truth
+from neusim.sim.workflow_load import Truth
 from neustream.catalog.workflows import MAX_TOKENS, PICTURE_TOKENS
-from neustream.latency import BatchLatency, ContextLatency, TokensLatency
+from neustream.latency import BatchLatency, ContextLatency, LatencyModel, TokensLatency
 from neustream.route import DECODE, PREFILL
 from neustream.tables import LatencyTable, TableError
 from neustream.workflow.graph import Node, Workflow
@@ -52,6 +52,7 @@ class PlotTrace:
     ) -> None:
         seed = ARRIVAL_SEEDS.get(cv, 4) if seed is None else seed
         self.tasks = tasks
+        self.window = len(tasks) / rate
         self.arrivals = gamma_arrivals(rate, cv, len(tasks), seed)
         self.deadline = deadline
 
@@ -137,7 +138,7 @@ def read_tables(path: Path) -> dict[str, LatencyTable]:
 
 def _table(name: str, fields: Mapping[str, Any]) -> LatencyTable:
     prefill, decode = fields["prefill_fit"], fields["decode_fit"]
-    modules = {
+    modules: dict[str, LatencyModel] = {
         PREFILL: TokensLatency(
             (prefill["c0"], prefill["per_token"], prefill["per_token_squared"]),
             tuple(fields["prefill_tokens"]),
