@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import resource
+import signal
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +18,7 @@ from agent_plugin.sandbox import seccomp, wire
 from agent_plugin.sandbox.limits import MIB, Limits
 from agent_plugin.sandbox.syscalls import COMPUTING
 
+UNCHECKED = "the pictures could not be checked, so none is handed on"
 CHECK_SECONDS = 10
 """Processor seconds for the pictures of one run."""
 _LOADED = (MpoImagePlugin, PngImagePlugin, TiffImagePlugin)  # the checker cannot import any more
@@ -66,7 +70,7 @@ def check(files: Sequence[tuple[str, bytes]], limits: Limits) -> tuple[dict[str,
     return {"pictures": pictures, "notes": notes}, blobs
 
 
-def start_check(files: Sequence[tuple[str, bytes]], limits: Limits) -> tuple[int, int]:
+def _start(files: Sequence[tuple[str, bytes]], limits: Limits) -> tuple[int, int]:
     """`(process, descriptor)` of a checker; it writes its answer to the descriptor and ends.
 
     Forks: only from a process with a single thread.
@@ -90,3 +94,33 @@ def start_check(files: Sequence[tuple[str, bytes]], limits: Limits) -> tuple[int
             answer = answer[os.write(3, answer) :]
     finally:
         os._exit(0)
+
+
+class Check:
+    """A check under way. Make it only in a process with a single thread: it forks."""
+
+    def __init__(self, files: Sequence[tuple[str, bytes]], limits: Limits) -> None:
+        self.pid, self.fd = _start(files, limits)
+        self.answer: tuple[dict[str, Any], list[bytes]] = ({"pictures": [], "notes": [UNCHECKED]}, [])
+        """As `check` gives it, once `read` says that it is whole."""
+        self._deadline = time.monotonic() + 2 * CHECK_SECONDS
+        self._unpacker = wire.Unpacker()
+
+    def read(self) -> bool:
+        """Take what there is; whether the checker has ended."""
+        data = os.read(self.fd, 1 << 20)
+        with contextlib.suppress(wire.WireError, KeyError, ValueError):
+            for answer in self._unpacker.feed(data):
+                self.answer = answer
+        return not data
+
+    def on_time(self, now: float) -> None:
+        """End it if it takes too long."""
+        if now >= self._deadline:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it, if it has not, and let go of it."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.fd)

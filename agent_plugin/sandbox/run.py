@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent_plugin.sandbox.interpreter import Interpreter
 from agent_plugin.sandbox.limits import Limits
@@ -29,6 +30,8 @@ class Run:
     """Why the keeper ended it, if it did."""
     stdout: bytearray = field(default_factory=bytearray)
     stderr: bytearray = field(default_factory=bytearray)
+    pictures: list[tuple[str, bytes]] = field(default_factory=list)
+    """What it left that is named like a picture: `(name, bytes)`."""
     reason: Reason = "failed"
     exit_status: int | None = None
     notes: list[str] = field(default_factory=list)
@@ -43,13 +46,14 @@ class Run:
         (self.stderr if is_error else self.stdout).extend(data[:room])
         return len(data) > room
 
-    def end(self, interpreter: Interpreter, limits: Limits) -> None:
-        """Say how it ended. The interpreter has."""
+    def end(self, interpreter: Interpreter, limits: Limits, over: Reason | None) -> None:
+        """Say how it ended. The interpreter has; `over`: which limit its folders exceed now."""
         self.seconds = time.monotonic() - self.started
         self.exit_status, number = interpreter.status
         out_of_memory = interpreter.group is not None and interpreter.group.ran_out_of_memory()
-        if self.why is not None:
-            self.reason, self.exit_status = self.why, None
+        why = self.why or over
+        if why is not None:
+            self.reason, self.exit_status = why, None
         elif out_of_memory or self.exit_status == OUT_OF_MEMORY:
             self.reason = "out_of_memory"
         elif number is not None:
@@ -60,3 +64,13 @@ class Run:
             self.reason = "ok" if self.exit_status == 0 else "failed"
         if self.reason == "too_much_output":
             self.notes.append(f"printed more than {limits.output} bytes: ended, the output is cut there")
+
+    def header(self) -> dict[str, Any]:
+        """The part of the answer that is known without the pictures."""
+        return {
+            "op": "result",
+            "id": self.id,
+            "reason": self.reason,
+            "seconds": self.seconds,
+            "exit_status": self.exit_status,
+        }

@@ -30,7 +30,7 @@ SET_ID_BITS = 0o6000
 O_ACCMODE, O_TRUNC = 3, 0o1000
 STARTING = ("execve", "seccomp", "prctl", "kill", "tgkill")
 F_COMMANDS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)
-"""F_DUPFD … F_SETLKW, the locks of open files, F_DUPFD_CLOEXEC, F_GETPIPE_SZ: nothing that makes the kernel send signals."""
+"""F_DUPFD … F_SETLKW, open files' locks, F_DUPFD_CLOEXEC, F_GETPIPE_SZ: nothing that makes the kernel send signals."""
 IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX."""
 PRCTLS = (15, 16, 0x53564D41)
@@ -105,7 +105,7 @@ def build_filter(
     """The filter's program, as the kernel and bubblewrap take it (an array of `struct sock_filter`).
 
     `pid`: the only process that may be signalled. `threads`: whether further threads may be made; processes never may.
-    `starting`: what starts an interpreter may be done too (execve, and a filter on top). `only`: of the calls, just these.
+    `starting`: what starts an interpreter may be done too (execve, a filter on top). `only`: of the calls, just these.
     Raises SeccompError for a processor that is not known.
     """
     if machine not in ARCHITECTURES:

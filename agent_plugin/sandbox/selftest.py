@@ -19,7 +19,7 @@ from agent_plugin.sandbox.result import ToolResult
 
 RUNGS = ("bwrap", "landlock")
 """Strongest first."""
-LIMITS = Limits(wall=3.0, cpu=2.0, memory=256 * MIB, disk=8 * MIB, files=50, file_size=4 * MIB, output=16_384)
+LIMITS = Limits(wall=20.0, cpu=10.0, memory=256 * MIB, disk=8 * MIB, files=50, file_size=4 * MIB, output=16_384)
 ENDS: dict[str, tuple[str, ...]] = {
     "endless_loop": ("timed_out",),
     "fork_bomb": ("timed_out",),

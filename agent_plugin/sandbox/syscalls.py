@@ -49,8 +49,8 @@ NUMBERS = {
         renameat=38 renameat2=276 mkdirat=34 unlinkat=35 ftruncate=46 fallocate=47 fsync=82 fdatasync=83 flock=32
         fadvise64=223 getdents64=61 readlinkat=78 umask=166 copy_file_range=285 sendfile=71 statfs=43 fstatfs=44
         futex=98 set_robust_list=99 rseq=293 set_tid_address=96 membarrier=283 getrandom=278 openat=56 clone=220
-        clone3=435 ioctl=29 fcntl=25 prctl=167 prlimit64=261 kill=129 tgkill=131 fchmod=52 fchmodat=53 utimensat=88 execve=221
-        seccomp=277 fchmodat2=452
+        clone3=435 ioctl=29 fcntl=25 prctl=167 prlimit64=261 kill=129 tgkill=131 fchmod=52 fchmodat=53
+        utimensat=88 execve=221 seccomp=277 fchmodat2=452
 
 """),
 }
@@ -70,8 +70,8 @@ ALLOWED = _names("""
 """)
 """What a program may do with any arguments: its own memory, files, signals, clocks and threads' locks.
 
-Found by tracing numpy, matplotlib, Pillow, pandas and scipy; a program that draws needs fewer. Files are the business of
-the other wall (mounts, or Landlock): a filter cannot read a path.
+Found by tracing numpy, matplotlib, Pillow, pandas and scipy; a program that draws needs fewer. Which files, is for the
+other wall to say (mounts, or Landlock): a filter cannot read a path.
 """
 
 PRETENDED = ("chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "utimensat", "futimesat")

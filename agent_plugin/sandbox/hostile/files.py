@@ -33,7 +33,7 @@ def see(condition: object) -> None:
 
 def opens(*paths: str, mode: str = "rb") -> None:
     """Raises OSError if none of the paths opens."""
-    every(*(lambda path=path: open(path, mode) for path in paths))  # type: ignore[misc]
+    every(*(lambda path=path: open(path, mode) for path in paths))
 
 
 def read_shadow() -> None:
@@ -53,7 +53,7 @@ def list_the_system() -> None:
         lambda: see("passwd" in os.listdir("/etc")),
         lambda: see("run" in os.listdir("/var")),
         lambda: see("bin" in os.listdir("/usr")),
-        *(lambda path=path: os.listdir(path) for path in ("/home", "/proc", "/sys", "/var/log")),  # type: ignore[misc]
+        *(lambda path=path: os.listdir(path) for path in ("/home", "/proc", "/sys", "/var/log")),
     )
 
 

@@ -77,7 +77,7 @@ def packet_socket() -> None:
 
 
 def every_family() -> None:
-    every(*(lambda family=family: call(41, 198, family, 1, 0) for family in range(1, 46)))  # type: ignore[misc]
+    every(*(lambda family=family: call(41, 198, family, 1, 0) for family in range(1, 46)))
 
 
 def look_up_a_name() -> None:
@@ -97,7 +97,7 @@ def new_namespaces() -> None:
     def clone(flags: int) -> None:
         call(56, 220, ctypes.c_ulong(flags | 17), 0, 0, 0, 0)
 
-    every(*(lambda flag=flag: clone(flag) for flag in (0, 0x10000000, 0x20000000, 0x40000000, 0x20000)))  # type: ignore[misc]
+    every(*(lambda flag=flag: clone(flag) for flag in (0, 0x10000000, 0x20000000, 0x40000000, 0x20000)))
 
 
 def daemon_by_shell() -> None:
@@ -106,17 +106,17 @@ def daemon_by_shell() -> None:
 
 def execute_others() -> None:
     paths = ("/bin/sh", "/usr/bin/id", "/bin/busybox", sys.executable, os.path.realpath("/proc/self/exe"))
-    every(*(lambda path=path: os.execv(path, [path]) for path in paths))  # type: ignore[misc]
+    every(*(lambda path=path: os.execv(path, [path]) for path in paths))
 
 
 def execute_set_id() -> None:
     paths = ("/usr/bin/su", "/bin/mount", "/usr/bin/passwd", "/usr/bin/sudo", "/usr/lib/openssh/ssh-keysign")
-    every(*(lambda path=path: os.execv(path, [path]) for path in paths))  # type: ignore[misc]
+    every(*(lambda path=path: os.execv(path, [path]) for path in paths))
 
 
 def execute_the_loader() -> None:
     paths = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
-    every(*(lambda path=path: os.execv(path, [path, "--version"]) for path in paths))  # type: ignore[misc]
+    every(*(lambda path=path: os.execv(path, [path, "--version"]) for path in paths))
 
 
 def execute_from_memory() -> None:
@@ -183,7 +183,7 @@ def raise_limits() -> None:
     names = ("AS", "DATA", "FSIZE", "NOFILE", "CPU", "CORE", "MEMLOCK")
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     kinds = [getattr(resource, f"RLIMIT_{name}") for name in names]
-    every(*(lambda kind=kind: resource.setrlimit(kind, unlimited) for kind in kinds))  # type: ignore[misc]
+    every(*(lambda kind=kind: resource.setrlimit(kind, unlimited) for kind in kinds))
 
 
 def outlive_the_keeper() -> None:
