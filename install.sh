@@ -30,7 +30,7 @@ Default target: what DIR was built for, else cuda if an NVIDIA GPU is visible, e
 Packages come from pip's configured sources. The CPU target needs the CPU build of PyTorch: if none of those sources has
 it, name an index or a folder that does, in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS. Every other package is checked against
 the hashes in constraints/, wherever it comes from. Run by root on Debian or Ubuntu, it installs the system packages that
-are missing; other users are told their names.
+are missing; other users are told their names. bubblewrap is optional.
 Wheels built here are kept in .cache/, and the full log is .cache/install.log.
 EOF
 }
@@ -140,9 +140,13 @@ find_missing_system_packages() {
         MISSING+=(python3.11-dev)
 }
 
+has_bubblewrap() { command -v bwrap >/dev/null; }
+
+can_use_apt() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+
 check_system_packages() {
     find_missing_system_packages
-    [ ${#MISSING[@]} -eq 0 ] || { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; } ||
+    [ ${#MISSING[@]} -eq 0 ] || can_use_apt ||
         refuse "missing on this system: ${MISSING[*]}; on Debian or Ubuntu: sudo apt-get install ${MISSING[*]}"
 }
 
@@ -203,6 +207,19 @@ install_system_packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q
     apt-get install -y -q --no-install-recommends "${MISSING[@]}"
+}
+
+install_bubblewrap() { # never fails: without it programs run behind the sandbox's second wall
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q -o Acquire::http::Timeout=20 || true # an older list of packages may do
+    apt-get install -y -q --no-install-recommends -o Acquire::http::Timeout=20 bubblewrap || true
+}
+
+offer_bubblewrap() {
+    has_bubblewrap && return
+    if can_use_apt; then stage "system package, optional: bubblewrap" "under a minute" install_bubblewrap; fi
+    has_bubblewrap || say "without bubblewrap (Debian and Ubuntu: apt-get install bubblewrap) programs that models" \
+        "write run behind Landlock alone; docs/sandbox.md"
 }
 
 make_venv() {
@@ -364,6 +381,7 @@ main() {
     : >"$LOG"
     say "building $VENV for $TARGET with $PYTHON"
     [ ${#MISSING[@]} -eq 0 ] || stage "system packages: ${MISSING[*]}" "under a minute" install_system_packages
+    offer_bubblewrap
     if ! has_stamp target "$TARGET" || [ -e "$STATE/busy" ] || [ ! -x "$VENV/bin/python" ]; then
         stage "virtual environment" "5 s" make_venv
     fi

@@ -224,3 +224,33 @@ def test_root_installs_missing_system_packages(machine: Machine) -> None:
     machine.lacks("git")
     assert machine.run().returncode == 0
     assert machine.take_calls()[:2] == ["apt-get update -q", "apt-get install -y -q --no-install-recommends git"]
+
+
+def test_root_gets_bubblewrap_too(machine: Machine) -> None:
+    machine.fake("id", "echo 0")
+    machine.fake("apt-get", 'echo "apt-get $1" >>"$CALLS"; [ "$1" = update ] || cp "$0" "$(dirname "$0")/bwrap"')
+    machine.lacks("bwrap")
+    result = machine.run()
+    assert result.returncode == 0
+    assert machine.take_calls()[:2] == ["apt-get update", "apt-get install"]
+    assert "without bubblewrap" not in result.stderr
+
+
+@pytest.mark.parametrize("failing", ["update", "install", "*"])
+def test_bubblewrap_that_cannot_be_had_stops_nothing(machine: Machine, failing: str) -> None:
+    machine.fake("id", "echo 0")
+    machine.fake("apt-get", f'echo "apt-get $1" >>"$CALLS"; case $1 in {failing}) exit 100;; esac')
+    machine.lacks("bwrap")
+    result = machine.run()
+    assert result.returncode == 0
+    assert "install.sh: without bubblewrap " in result.stderr
+    assert "apt-get install" in machine.take_calls()
+
+
+def test_who_may_not_install_bubblewrap_is_told_and_goes_on(machine: Machine) -> None:
+    machine.fake("apt-get", 'echo "apt-get $*" >>"$CALLS"')
+    machine.lacks("bwrap")
+    result = machine.run()
+    assert result.returncode == 0
+    assert "install.sh: without bubblewrap " in result.stderr
+    assert not [call for call in machine.take_calls() if call.startswith("apt-get")]
