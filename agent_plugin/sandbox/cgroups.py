@@ -9,6 +9,7 @@ from pathlib import Path
 
 from agent_plugin.sandbox.confine import DATA_BESIDE
 from agent_plugin.sandbox.limits import Limits
+from agent_plugin.sandbox.strays import is_alive
 
 BESIDE = 8
 """Processes of the sandbox itself in a run's group."""
@@ -80,6 +81,16 @@ def _parent_of_version_2(root: Path, own: str) -> Path | None:
             if {"pids", "memory"} <= set(handed_down) and os.access(candidate, os.W_OK):
                 return candidate
     return None
+
+
+def sweep_groups(parents: tuple[Path, ...]) -> None:
+    """Remove the groups of keepers that no longer live."""
+    for parent in parents:
+        for folder in parent.glob("neustream-*-*"):
+            keeper = folder.name.split("-")[1]
+            if keeper.isdecimal() and not is_alive(int(keeper)):
+                with contextlib.suppress(OSError):  # not empty: it is somebody else's keeper's, which we cannot see
+                    folder.rmdir()
 
 
 def make_group(parents: tuple[Path, ...], name: str, limits: Limits) -> Group | None:

@@ -18,6 +18,7 @@ from agent_plugin.sandbox.cgroups import Group, make_group
 from agent_plugin.sandbox.confine import Confinement
 from agent_plugin.sandbox.jobs import PROGRAM, Job
 from agent_plugin.sandbox.limits import Limits
+from agent_plugin.sandbox.strays import run_name
 from agent_plugin.sandbox.trees import ROOT, Trees
 
 START = "import sys; sys.path[:0] = [{root!r}]; from agent_plugin.sandbox.worker import main; main()"
@@ -140,7 +141,8 @@ def start_interpreter(setup: Setup, number: int, fonts: Path | None) -> Interpre
     uid = free_user() if setup.own_users else None
     job = Job(setup.base / str(number))
     job.make(uid, fonts)
-    group = make_group(setup.parents, f"neustream-{os.getpid()}-{number}", setup.limits) if setup.parents else None
+    name = run_name(os.getpid(), number)
+    group = make_group(setup.parents, name, setup.limits) if setup.parents else None
     control, says = os.pipe()
     to_close, keep, info = [says], [says], None
     folders = [str(part) for part in job.parts]
@@ -157,7 +159,7 @@ def start_interpreter(setup: Setup, number: int, fonts: Path | None) -> Interpre
         )
         environment = {}
     command += [setup.trees.executable, "-I", "-S", "-B", "-X", "utf8", "-c", START.format(root=str(ROOT))]
-    command.append(json.dumps(_spec(setup, inside, uid, group, says)))
+    command.append(json.dumps(_spec(setup, name, inside, uid, group, says)))
     try:
         process = subprocess.Popen(
             command,
@@ -185,7 +187,9 @@ def _filter_pipe() -> int:
     return reading
 
 
-def _spec(setup: Setup, inside: list[str], uid: int | None, group: Group | None, control: int) -> dict[str, Any]:
+def _spec(
+    setup: Setup, name: str, inside: list[str], uid: int | None, group: Group | None, control: int
+) -> dict[str, Any]:
     counted = group is not None or setup.own_users or (setup.rung == "bwrap" and os.getuid() != 0)
     told = Confinement(
         rung=setup.rung,
@@ -199,6 +203,7 @@ def _spec(setup: Setup, inside: list[str], uid: int | None, group: Group | None,
         threads=counted,
     )
     return {
+        "run": name,
         "job": inside[0],
         "program": f"{inside[0]}/{PROGRAM}",
         "paths": setup.trees.paths,

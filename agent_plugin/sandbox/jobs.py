@@ -27,12 +27,16 @@ def make_base(folder: str | None, *, open_to_users: bool) -> tuple[Path, int]:
     """The folder of one keeper's runs, and the descriptor that holds its lock. Sweeps away what dead keepers left."""
     parent = Path(folder or tempfile.gettempdir())
     sweep(parent)
-    base = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-    lock = os.open(base / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if open_to_users:
-        base.chmod(0o711)
-    return base, lock
+    while True:
+        base = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        lock = os.open(base / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            base.chmod(0o711 if open_to_users else 0o700)
+        except (BlockingIOError, FileNotFoundError):  # another keeper's sweep came between, and takes it away
+            os.close(lock)
+        else:
+            return base, lock
 
 
 def sweep(parent: Path) -> None:

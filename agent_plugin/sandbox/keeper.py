@@ -21,7 +21,7 @@ from collections import deque
 from typing import Any
 
 from agent_plugin.sandbox import jobs, wire
-from agent_plugin.sandbox.cgroups import find_parents
+from agent_plugin.sandbox.cgroups import find_parents, sweep_groups
 from agent_plugin.sandbox.interpreter import Interpreter, Setup
 from agent_plugin.sandbox.limits import Limits
 from agent_plugin.sandbox.nursery import Nursery
@@ -158,6 +158,7 @@ class Keeper:
             return
         check = Check(run.pictures, self.setup.limits)
         self.checks.append(check)
+        self.nursery.others.add(check.pid)
         self.selector.register(check.fd, selectors.EVENT_READ, lambda: self.on_check(check, run))
 
     def on_check(self, check: Check, run: Run) -> None:
@@ -165,6 +166,7 @@ class Keeper:
             self.selector.unregister(check.fd)
             self.checks.remove(check)
             check.close()
+            self.nursery.others.discard(check.pid)
             self.answer(run, *check.answer)
 
     def close(self) -> None:
@@ -193,6 +195,7 @@ def main() -> None:
         abi=settings.get("abi"),
         parents=find_parents() if settings.get("groups", True) else (),
     )
+    sweep_groups(setup.parents)
     keeper = Keeper(setup, control, seats=settings["seats"], warm=settings["warm"])
 
     def stop(*_: object) -> None:

@@ -46,6 +46,8 @@ class Nursery:
         self.taken: list[Interpreter] = []
         self.groups: list[Group] = []
         """Of interpreters that are gone; the kernel has not let go of them."""
+        self.others: set[int] = set()
+        """Children of this process that are no interpreters, and no strays either."""
         self.broken: str | None = None
         """Why no more interpreters are started, if so."""
         self._ends: dict[int, set[int]] = {}
@@ -165,7 +167,7 @@ class Nursery:
     def _on_exit(self, interpreter: Interpreter) -> None:
         interpreter.reap()
         if self.setup.rung == "none":
-            kill_strays({other.process.pid for other in (*self.idle, *self.taken)})
+            kill_strays({other.process.pid for other in (*self.idle, *self.taken)} | self.others)
         self._ended(interpreter, interpreter.pidfd)
 
     def _on_gone(self, interpreter: Interpreter) -> None:

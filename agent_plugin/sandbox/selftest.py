@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from agent_plugin.sandbox.limits import MIB, Limits
 from agent_plugin.sandbox.planted import Planted
 from agent_plugin.sandbox.probes import ATTEMPTS, attempts, flood
 from agent_plugin.sandbox.result import ToolResult
+from agent_plugin.sandbox.strays import processes_of
 
 RUNGS = ("bwrap", "landlock")
 """Strongest first."""
-LIMITS = Limits(wall=20.0, cpu=10.0, memory=256 * MIB, disk=8 * MIB, files=50, file_size=4 * MIB, output=16_384)
+LIMITS = Limits(wall=60.0, cpu=10.0, memory=256 * MIB, disk=8 * MIB, files=50, file_size=4 * MIB, output=16_384)
 ENDS: dict[str, tuple[str, ...]] = {
     "endless_loop": ("timed_out",),
     "fork_bomb": ("timed_out",),
@@ -49,12 +50,28 @@ def why_not(rung: str) -> str | None:
     if machine not in seccomp.ARCHITECTURES:
         return f"no system-call filter for the processor {machine!r}"
     if rung == "bwrap":
-        return None if find_bwrap() else "bubblewrap is not installed (Debian and Ubuntu: apt-get install bubblewrap)"
+        return _why_no_namespaces()
     try:
         landlock.landlock_abi()
     except landlock.LandlockError as error:
         return str(error.strerror)
     return None
+
+
+def _why_no_namespaces() -> str | None:
+    """Why bubblewrap cannot wall in even a program that does nothing, or None: not installed, or the system forbids."""
+    bwrap = find_bwrap()
+    if bwrap is None:
+        return "bubblewrap is not installed (Debian and Ubuntu: apt-get install bubblewrap)"
+    command = [bwrap, "--unshare-all", "--unshare-user", "--ro-bind", "/", "/", "/bin/true"]
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        return f"{bwrap} does not start: {error.strerror}"
+    if tried.returncode == 0:
+        return None
+    said = tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"]
+    return f"bubblewrap may make no namespaces here: {said[-1]}"
 
 
 def self_test(settings: Mapping[str, Any]) -> list[Verdict]:
@@ -74,7 +91,7 @@ def self_test(settings: Mapping[str, Any]) -> list[Verdict]:
             verdicts.append(Verdict("outside", not harm, "; ".join(harm) or "nothing was touched"))
     finally:
         keeper.close()
-    left = [f"process {pid}" for pid in descendants(keeper.pid)]
+    left = [f"process {pid}" for pid in processes_of(keeper.pid)]
     return [*verdicts, Verdict("leftovers", not left, ", ".join(left) or "no process is left")]
 
 
@@ -96,21 +113,6 @@ def judge_end(name: str, future: Future[ToolResult], ends: tuple[str, ...]) -> V
     """Whether a program that tries to use up the machine ended as it must."""
     result = future.result()
     return Verdict(name, result.reason in ends, f"{result.reason} after {result.seconds:.1f} s")
-
-
-def descendants(session: int) -> list[int]:
-    """Processes, other than zombies, whose session or parent was that process."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            try:
-                with open(f"/proc/{name}/stat") as file:
-                    state, parent, _, its_session = file.read().rpartition(")")[2].split()[:4]
-            except OSError:
-                continue
-            if session in (int(parent), int(its_session)) and state != "Z":
-                found.append(int(name))
-    return found
 
 
 def first_that_holds(settings: Mapping[str, Any], rungs: tuple[str, ...]) -> tuple[str, list[Verdict]]:
