@@ -1,6 +1,7 @@
 """Replay a workload in virtual time, under the same policies that serve real ones.
 
     python neusim/simulate.py --device rtx4090 --model dit-s-2-256 --policy neustream,clockwork --rate 2,4
+    python neusim/simulate.py --workflow plot --help
     python -m neusim.simulate --device a6000 --model opt-13b --policy fcfs,neustream --rate 3 --pslo 3 --dslo 1.5
 
 Lists are swept as a product. docs/simulator.md says what is modelled, and how far it is from real runs.
@@ -27,9 +28,11 @@ from neusim.sim.device import ARTIFACT_HANDOVER
 from neusim.sim.report import format_classes, format_rows
 from neusim.sim.settings import NUM_REQUESTS, make_sweep, seconds_range, spread
 from neusim.sim.sweep import MAX_TOKENS, Sweep, num_tasks, run_sweep
+from neusim.sim.workflow_command import asks_for_workflow
+from neusim.sim.workflow_command import main as serve_workflows
 from neustream.cli.arguments import Parser, above, at_least, between, names, numbers, step_range, whole
 from neustream.cli.paths import TABLES
-from neustream.files import write_atomically
+from neustream.files import check_writable, write_atomically
 from neustream.policies import is_llm
 from neustream.slo import MS_PER_S
 from neustream.workload.arrivals import LEAST_CV, MOST_CV
@@ -42,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--device", required=True, help="whose latency table: a folder of --tables")
     add("--model", required=True, help="which model's table")
+    add("--workflow", metavar="NAME", help="models as one workflow instead: `--workflow NAME --help` has its flags")
     add("--tables", type=Path, default=TABLES, help="folder with <device>/<model>.json (default neusim/tables)")
     add("--policy", type=names, default=("neustream",), metavar="P,…", help="step policies (default neustream)")
     add("--rate", type=numbers(above(0)), metavar="R,…", help="requests/s (default: published, or capacity)")
@@ -93,12 +97,6 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def check_writable(path: Path) -> None:
-    """Raises ValueError if a file cannot be written there."""
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"--json {path} cannot be written")
-
-
 def heading(sweep: Sweep) -> str:
     """One line over the table: what was simulated, and from which numbers."""
     table, device = sweep.table, sweep.device
@@ -116,12 +114,14 @@ def heading(sweep: Sweep) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
+    if asks_for_workflow(sys.argv[1:] if argv is None else argv):
+        return serve_workflows(argv)
     command = parser()
     options = command.parse_args(argv)
     try:
         sweep = make_sweep(options)
         if options.json is not None:
-            check_writable(options.json)
+            check_writable(options.json, "--json")
     except ValueError as error:
         command.error(str(error))
     total = num_tasks(sweep)

@@ -28,6 +28,12 @@ def read_json(path: Path, error: type[Exception] = ValueError) -> Any:
         raise error(f"{path}: is not JSON ({cause})") from cause
 
 
+def check_writable(path: Path, flag: str) -> None:
+    """Raises ValueError, naming the flag that gave it, if a file cannot be written there."""
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{flag} {path} cannot be written")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it holds either its old content or all of `text`; makes its folder.
 

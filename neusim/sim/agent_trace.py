@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from neusim.sim.workflow_load import Truth
+from neusim.sim.workflow_load import TOOL_MEDIAN, TOOL_SIGMA, Truth, tool_table
 from neustream.catalog.workflows import MAX_TOKENS, PICTURE_TOKENS
-from neustream.latency import BatchLatency, ContextLatency, LatencyModel, TokensLatency
+from neustream.latency import ContextLatency, LatencyModel, TokensLatency
 from neustream.route import DECODE, PREFILL
 from neustream.tables import LatencyTable, TableError
 from neustream.workflow.graph import Node, Workflow
 from neustream.workflow.run import Run
-from neustream.workflow.stage import TOOL
 from neustream.workload import gamma_arrivals
 
 CHARS_PER_TOKEN = 4
@@ -25,8 +24,6 @@ CODE_SHARE = 0.9
 """Share of the code model's output that is code, which the vision model is shown."""
 ARRIVAL_SEEDS = {1.0: 4, 2.0: 6, 3.0: 8, 4.0: 6}
 """The artifact's seeds of the arrivals, by their cv."""
-TOOL_MEDIAN, TOOL_SIGMA = 1.0, 0.4
-"""A run of the plotting code: log-normal seconds. The artifact does not record them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +128,7 @@ def read_tables(path: Path) -> dict[str, LatencyTable]:
         raise TableError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise TableError(f"{path}: is no file of the plotting workflow's tables ({error!r})") from error
-    mean = float(np.exp(np.log(TOOL_MEDIAN) + TOOL_SIGMA**2 / 2))
-    tables["execute"] = LatencyTable("code-executor", "cpu", {TOOL: BatchLatency((1,), (mean,))})
+    tables["execute"] = tool_table("code-executor")
     return tables
 
 

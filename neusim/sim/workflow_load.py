@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from neusim.sim.device import Device
+from neustream.latency import BatchLatency
+from neustream.tables import LatencyTable
 from neustream.workflow.graph import Node, Workflow
 from neustream.workflow.run import Run
+from neustream.workflow.stage import TOOL
+
+TOOL_MEDIAN, TOOL_SIGMA = 1.0, 0.4
+"""Seconds of a tool's run where nobody measured them: log-normal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +64,9 @@ class PoolPlan:
             raise ValueError(f"a pool needs at least one replica, got {self.replicas}")
         if self.seats < 1:
             raise ValueError(f"a tool needs at least one seat, got {self.seats}")
+
+
+def tool_table(name: str) -> LatencyTable:
+    """The table of a tool whose runs take the assumed seconds: their mean."""
+    mean = TOOL_MEDIAN * math.exp(TOOL_SIGMA**2 / 2)
+    return LatencyTable(name, "cpu", {TOOL: BatchLatency((1,), (mean,))})

@@ -94,3 +94,9 @@ def find_workflow(name: str) -> Workflow:
     if workflow is None:
         raise ValueError(f"unknown workflow {name!r}; there are {', '.join(WORKFLOWS)}")
     return workflow
+
+
+RUNNER_SEATS = 40
+"""Runs of code at once: the artifact's threads."""
+PUBLISHED_REPLICAS: Mapping[str, int] = {"look": 2}
+"""Replicas by node in the artifact's experiment; 1 where nothing is said."""

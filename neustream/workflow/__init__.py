@@ -5,7 +5,7 @@ Pure: the same objects serve on Ray, in the simulator and in tests. docs/workflo
 
 from neustream.workflow.budget import BUDGETS, Budget, make_budget
 from neustream.workflow.coordinator import Coordinator, Send, Withdraw
-from neustream.workflow.graph import Edge, Node, Workflow
+from neustream.workflow.graph import Edge, Node, Workflow, pool_by_module
 from neustream.workflow.pool import Pool, Replica
 from neustream.workflow.run import Run, Visit
 from neustream.workflow.stage import StageCost, image_stage, llm_stage, tool_stage
@@ -27,5 +27,6 @@ __all__ = [
     "image_stage",
     "llm_stage",
     "make_budget",
+    "pool_by_module",
     "tool_stage",
 ]

@@ -7,7 +7,7 @@ One call of a workflow is under way at a time, and its result chooses the edge t
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 NodeKind = Literal["llm", "image", "tool"]
@@ -158,3 +158,12 @@ class Workflow:
 
         for name in names:
             visit(name)
+
+
+def pool_by_module(workflow: Workflow) -> Workflow:
+    """The same workflow with one pool, named after the module, for all nodes that one model serves.
+
+    Tools keep their pools.
+    """
+    nodes = (node if node.kind == "tool" else replace(node, pool=node.module) for node in workflow.nodes)
+    return replace(workflow, nodes=tuple(nodes))
