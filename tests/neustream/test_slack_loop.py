@@ -13,7 +13,8 @@ from neustream import LatencyTable, Limits, Outcome, Request, ScaleSlo, Streams,
 from neustream.goodput import GoodputCounter
 from neustream.latency import BatchLatency
 from neustream.policies.base import PolicyContext
-from neustream.policies.slack.fit import FluidFit, Job, best_sizes, ranks, rows_of
+from neustream.policies.slack import ways
+from neustream.policies.slack.fit import FluidFit, Line, Needs, best_sizes, ranks
 from neustream.policies.slack.loop import SlackLoop, seconds_by_batch
 from neustream.route import pipeline_route
 from neustream.slo import Deadlines
@@ -73,9 +74,7 @@ def test_a_promise_is_broken_only_for_more_requests_than_it_keeps_out(others, ke
 
 def test_of_those_who_cannot_all_be_kept_the_slack_and_the_nearly_done_go_first():
     """Twice the pace weighs as much as a quarter of the steps left."""
-    slack, tight, done = job("slack", 8, 16.0), job("tight", 8, 8.0), job("done", 8, 8.0)._replace(visits=32)
-    jobs = [slack, tight, done]
-    of_slack, of_tight, of_done = ranks(rows_of(jobs), np.array([float(job.visits) for job in jobs]))
+    of_slack, of_tight, of_done = ranks(needs_of((8, 16.0), (8, 8.0), (8, 8.0)), np.array([8.0, 8.0, 32.0]))
     assert of_slack == pytest.approx(2 * of_tight)
     assert of_done == pytest.approx(of_slack)
 
@@ -83,10 +82,10 @@ def test_of_those_who_cannot_all_be_kept_the_slack_and_the_nearly_done_go_first(
 def test_turns_are_not_taken_in_small_batches_that_waste_the_device():
     """Pairs take no longer than one alone, but the tight one allows no pair: by turns it would hold up the others."""
     fit = FluidFit([0.0, 1.0, 1.1, 1.2], 3)
-    tight, others = job("tight", 4, 4.2), [job(name, 2, 9.9) for name in "bc"]
-    assert fit.all_fit([tight])
-    assert fit.all_fit(others)
-    assert not fit.all_fit([tight, *others])
+    tight, others = (4, 4.2), [(2, 9.9)] * 2
+    assert fit.all_fit(needs_of(tight))
+    assert fit.all_fit(needs_of(*others))
+    assert not fit.all_fit(needs_of(tight, *others))
 
 
 def test_a_slow_device_is_like_tighter_margins_in_every_layout(loop_table):
@@ -153,6 +152,33 @@ def test_a_process_of_one_module_serves_the_most_urgent_first_in_batches_that_th
     assert [request.request_id for request in plan.batch] == ["b", "c"]
 
 
+def test_a_hopeless_request_before_the_loop_changes_nothing_for_those_in_it():
+    table = LatencyTable(
+        "sd", "d", {"text_encoder": BatchLatency((1, 2), (0.5, 0.5)), "denoise": BatchLatency((1, 2), (1.0, 3.0))}
+    )
+    streams = Streams(table.modules)
+    hopeless, begun = image("hopeless", table, 0.0, 9, due=2.0), image("begun", table, 0.0, 2, due=4.0)
+    begun.advance(0.5)
+    streams.add(hopeless)
+    streams.add(begun)
+    plan = SlackLoop(table).plan(0.5, streams, Limits())
+    assert (plan.module, plan.batch) == ("denoise", (begun,))
+    assert [rejection.request for rejection in plan.rejected] == [hopeless]
+
+
+def test_what_is_remembered_of_routes_changes_no_decision(loop_table, monkeypatch):
+    """Only b, which passes no VAE after the loop, has time to spare: also where one route at a time is remembered."""
+    batches = []
+    for memo in (4096, 1):
+        monkeypatch.setattr(ways, "MAX_MEMO", memo)
+        streams = Streams(loop_table.modules)
+        for name, modules in (("a", ("denoise", "vae")), ("b", ("denoise",)), ("c", ("denoise", "vae"))):
+            streams.add(Request(name, 0.0, Deadlines(2.6), pipeline_route(modules, 2)))
+        plan = SlackLoop(loop_table).plan(0.0, streams, Limits())
+        batches.append([request.request_id for request in plan.batch])
+    assert batches == [["b"], ["b"]]
+
+
 def test_a_batch_never_exceeds_what_was_measured_nor_what_memory_holds(loop_table):
     streams = Streams(loop_table.modules)
     for i in range(9):
@@ -175,9 +201,9 @@ def test_step_seconds_never_fall_with_the_batch():
 jobs_of = st.lists(st.tuples(st.integers(1, 4), st.floats(0.5, 16.0)), min_size=1, max_size=3)
 
 
-def job(request_id: str, steps: int, margin: float) -> Job:
-    request = Request(request_id, 0.0, Deadlines(margin), pipeline_route(["denoise"], steps))
-    return Job(request, steps, margin, 0.0, steps)
+def needs_of(*jobs: tuple[int, float]) -> Needs:
+    """Of requests with so many steps left and such margins."""
+    return Needs.made([steps for steps, _ in jobs], [margin for _, margin in jobs], [0.0] * len(jobs))
 
 
 def is_feasible(left: tuple[int, ...], margins: tuple[float, ...], seconds: list[float], now: float = 0.0) -> bool:
@@ -201,19 +227,37 @@ def is_feasible(left: tuple[int, ...], margins: tuple[float, ...], seconds: list
 @settings(max_examples=80, deadline=None)
 def test_what_is_said_to_fit_can_be_scheduled_to_within_a_step(drawn, rises):
     seconds = [0.0, 1.0, 1.0 + rises[0], 1.0 + sum(rises)]
-    jobs = [job(str(i), steps, margin) for i, (steps, margin) in enumerate(drawn)]
-    assume(FluidFit(seconds, 3).all_fit(jobs))
-    margins = tuple(each.margin + seconds[3] for each in jobs)
-    assert is_feasible(tuple(each.steps for each in jobs), margins, seconds)
+    assume(FluidFit(seconds, 3).all_fit(needs_of(*drawn)))
+    assert is_feasible(tuple(steps for steps, _ in drawn), tuple(margin + seconds[3] for _, margin in drawn), seconds)
 
 
 @given(jobs_of)
 @settings(max_examples=60, deadline=None)
 def test_leaving_somebody_out_never_makes_the_others_miss(drawn):
     fit = FluidFit([0.0, 1.0, 1.5, 2.0], 3)
-    jobs = [job(str(i), steps, margin) for i, (steps, margin) in enumerate(drawn)]
-    assume(fit.all_at_ease(jobs))
-    assert all(fit.all_fit([other for other in jobs if other is not each]) for each in jobs)
+    assume(fit.all_at_ease([steps for steps, _ in drawn], [margin for _, margin in drawn], [0.0] * len(drawn)))
+    assert fit.all_fit(needs_of(*drawn))
+    assert all(fit.all_fit(needs_of(*drawn[:i], *drawn[i + 1 :])) for i in range(len(drawn)))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.floats(0.5, 40.0), st.floats(0.0, 0.5)), min_size=1, max_size=12),
+    st.integers(1, 6),
+    st.integers(0, 12),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_line_keeps_a_run_that_fits_whatever_is_tried_first(drawn, largest, guess):
+    """What a line says of its runs by bounds and by orders made once is what the two schedules say of each."""
+    fit = FluidFit([0.0, 1.0, 1.4, 1.6, 2.1, 2.9, 3.1], largest)
+    needs = Needs.made(*zip(*drawn, strict=True))
+    fits = [fit.all_fit(needs.of(slice(count))) for count in range(len(drawn) + 1)]
+    kept, tried = Line(fit, needs).keep(guess, 2)
+    assert fit.all_fit(needs.of(kept))
+    run = tried - 3
+    assert kept[:run].tolist() == list(range(run))
+    assert fits[run]
+    assert run == len(drawn) or not fits[run + 1]
+    assert len(kept) <= tried - 1
 
 
 CURVES = {
@@ -257,13 +301,8 @@ def test_slack_meets_at_least_as_many_as_neustream_and_gives_up_no_more_that_had
 
 def test_a_request_that_is_past_its_time_fits_no_batch():
     fit = FluidFit([0.0, 1.0, 1.5, 2.0], 3)
-    assert [fit.turn_size(rows_of([job("a", 1, margin)] * 3)) for margin in (-0.5, 0.0, 0.5, 1.0, 2.0)] == [
-        0,
-        0,
-        0,
-        1,
-        3,
-    ]
+    sizes = [fit.turn_size(needs_of(*[(1, margin)] * 3)) for margin in (-0.5, 0.0, 0.5, 1.0, 2.0)]
+    assert sizes == [0, 0, 0, 1, 3]
 
 
 def test_the_best_batch_is_the_one_that_does_most_per_second():

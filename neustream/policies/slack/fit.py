@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neustream.request import Request
+from neustream.policies.slack.schedules import Floats, meets_in_turns, meets_together
 
-Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
-"""Indices of jobs."""
+"""Indices of requests."""
 
 TURN_RATE = 0.9
 """Turns are taken in batches that do at least this share of what the best batch does per second."""
+CERTAIN = 1.0 + 1e-8
+"""By how much a bound has to be exceeded, so that rounding cannot have done it."""
 
 
-class Job(NamedTuple):
-    """A request and what it still needs of a loop."""
+class Needs(NamedTuple):
+    """What requests still need of a loop, an entry for each; all of shape (requests,)."""
 
-    request: Request
-    steps: int
-    """Visits of the loop that it has left."""
-    margin: float
-    """Seconds from now until its last visit must be over."""
-    tail: float
-    """Seconds that its other modules take from the loop."""
-    visits: int
-    """Visits that it has in all."""
+    steps: Floats
+    """Visits of the loop that are left."""
+    margins: Floats
+    """Seconds from now until the last visit must be over."""
+    tails: Floats
+    """Seconds that the other modules take from the loop."""
 
-    @property
-    def pace(self) -> float:
-        """Seconds that each of its steps may take on average."""
-        return self.margin / self.steps
+    @classmethod
+    def made(cls, steps: Iterable[float], margins: Iterable[float], tails: Iterable[float]) -> Needs:
+        """From numbers that are no arrays yet."""
+        return cls(*(np.array(numbers, dtype=np.float64) for numbers in (steps, margins, tails)))
+
+    def of(self, places: Places | NDArray[np.bool_] | slice) -> Needs:
+        """Those of the requests at these places."""
+        return Needs(self.steps[places], self.margins[places], self.tails[places])
 
 
-def ranks(rows: Floats, visits: Floats) -> Floats:
-    """Who goes first where not all can be kept: whoever costs the others least, by `rows_of` the jobs; highest first.
+def ranks(needs: Needs, visits: Floats) -> Floats:
+    """Who goes first where not all can be kept: whoever costs the others least; highest first.
 
-    The faster its steps have to be, the smaller are all batches that it is in; the fewer it has left, the sooner
-    its place is free again. The root because it costs something only if somebody waits for that place.
+    `visits` is what each needed of the loop in all. The faster its steps have to be, the smaller are all batches that
+    it is in; the fewer it has left, the sooner its place is free again. The root because it costs something only if
+    somebody waits for that place.
     """
-    steps, margins = rows[:, 0], rows[:, 1]
-    return np.asarray(margins / steps * np.sqrt(visits / steps))
+    steps = needs.steps
+    return np.asarray(needs.margins / steps * np.sqrt(visits / steps))
 
 
 class FluidFit:
@@ -58,40 +61,141 @@ class FluidFit:
     def __init__(self, seconds: Sequence[float], largest: int) -> None:
         self.seconds = seconds
         self.largest = largest
-        self._curve = np.asarray(seconds)
-        self._best = best_sizes(seconds)
-        self._rates = [0.0, *(batch / seconds[batch] for batch in range(1, len(seconds)))]
+        self.curve = np.asarray(seconds)
+        self.best = best_sizes(seconds)
+        self.rates = [0.0, *(batch / seconds[batch] for batch in range(1, len(seconds)))]
+        self.best_at, self.rates_at = np.asarray(self.best), np.asarray(self.rates)
+        self._most = np.arange(0)
+        self._full = self._enough = np.zeros(0)
 
-    def all_at_ease(self, jobs: Sequence[Job]) -> bool:
-        """Whether every job is in time even if the batch never shrinks: quickly told, and mostly the case."""
-        if len(jobs) > self.largest:
+    def all_at_ease(self, steps: Sequence[float], margins: Sequence[float], tails: Sequence[float]) -> bool:
+        """Whether all are in time even if the batch never shrinks: quickly told, and mostly the case."""
+        count = len(steps)
+        if count > self.largest:
             return False
-        step = self.seconds[len(jobs)]
-        tails = sum([job[3] for job in jobs])
-        return all(steps * step + tails <= margin for _, steps, margin, _, _ in jobs)
+        step, tail = self.seconds[count], sum(tails)
+        return all(left * step + tail <= margin for left, margin in zip(steps, margins, strict=True))
 
-    def all_fit(self, jobs: Sequence[Job]) -> bool:
-        """Whether one of the two schedules is predicted to finish every job within its margin."""
-        return self.all_at_ease(jobs) or self.rows_fit(rows_of(jobs))
-
-    def rows_fit(self, rows: Floats) -> bool:
-        """The same of `rows_of` the jobs."""
-        if not len(rows):
+    def all_fit(self, needs: Needs) -> bool:
+        """Whether one of the two schedules is predicted to finish all within their margins."""
+        count = len(needs.steps)
+        if not count:
             return True
-        steps, margins, tails = rows.T
-        return self._together(steps, margins, tails) or self._in_turns(steps, margins, tails)
+        # By either schedule: no batch does more per second than the best, and the last may leave its tail for later.
+        best = self.rates[self.best[min(count, self.largest)]]
+        least = needs.steps.sum() / best + needs.tails.sum() - needs.tails.max()
+        if least > needs.margins.max() * CERTAIN:
+            return False
+        return self._together(needs) or self._in_turns(needs)
 
-    def longest_run(self, rows: Floats, guess: int) -> int:
-        """How many of `rows`, taken from the front, fit. One more never makes it easier.
+    def batch(self, needs: Needs) -> Places | None:
+        """The next step's batch of those who fit: None for all of them if that works out, else those with least laxity.
+
+        Where a smaller batch does more in the same time, they take turns in that even if all could run.
+        """
+        is_best = self.is_best(len(needs.steps))
+        if is_best and self.all_at_ease(*(numbers.tolist() for numbers in needs)):
+            return None
+        if (is_best or not self._in_turns(needs)) and self._together(needs):
+            return None
+        size = max(self.turn_size(needs), 1)
+        laxities = needs.margins - needs.steps * self.seconds[size]
+        return laxities.argsort(kind="stable")[:size]
+
+    def is_best(self, count: int) -> bool:
+        """Whether no smaller batch does more per second than one of `count`, which a step can hold."""
+        return count <= self.largest and self.best[count] == count
+
+    def turn_size(self, needs: Needs) -> int:
+        """The batch that does most per second among those whose step is no longer than the tightest pace.
+
+        0 if the tightest fits in none, or where there is nobody.
+        """
+        return self._size(len(needs.steps), float((needs.margins / needs.steps).min())) if len(needs.steps) else 0
+
+    def turns(self, count: int, tightest: float) -> int:
+        """The batch in which `count` may take turns, by their tightest pace; 0 if that would waste the device."""
+        size = self._size(count, tightest)
+        return size if self.rates[size] >= TURN_RATE * self.rates[self.best[min(count, self.largest)]] else 0
+
+    def by_count(self, count: int) -> tuple[Places, Floats, Floats]:
+        """For 1…`count` requests: the largest batch, the best rate of any, and the least that is no waste."""
+        if count > len(self._most):
+            self._most = np.minimum(np.arange(1, 2 * count + 1), self.largest)
+            self._full = self.rates_at[self.best_at[self._most]]
+            self._enough = TURN_RATE * self._full
+        return self._most[:count], self._full[:count], self._enough[:count]
+
+    def _size(self, count: int, tightest: float) -> int:
+        return self.best[bisect_right(self.seconds, tightest, 1, min(count, self.largest) + 1) - 1]
+
+    def _together(self, needs: Needs) -> bool:
+        if len(needs.steps) > self.largest:
+            return False
+        return meets_together(*needs.of(needs.steps.argsort(kind="stable")), self.curve)
+
+    def _in_turns(self, needs: Needs) -> bool:
+        steps, margins, tails = needs
+        size = self.turns(len(steps), float((margins / steps).min()))
+        if not size:
+            return False
+        order = margins.argsort(kind="stable")
+        return meets_in_turns(margins[order], tails[order], margins - steps * self.seconds[size], size)
+
+
+class Line:
+    """Requests in the order in which they are to be kept: which of them can be.
+
+    What all answers need, such as the orders by steps and by margin, is made once.
+    """
+
+    def __init__(self, fit: FluidFit, needs: Needs) -> None:
+        self._fit = fit
+        self._steps, self._margins, self._tails = steps, margins, tails = needs
+        self._paces = margins / steps
+        most, full, enough = fit.by_count(len(steps))
+        self._tightest = np.minimum.accumulate(self._paces)
+        sizes = fit.best_at[np.minimum(fit.curve[1:].searchsorted(self._tightest, "right"), most)]
+        # As in `FluidFit.all_fit`, of all runs at once.
+        least = steps.cumsum() / full + tails.cumsum() - np.maximum.accumulate(tails)
+        in_reach = least <= np.maximum.accumulate(margins) * CERTAIN
+        self._in_reach: list[bool] = in_reach.tolist()
+        self._sizes: list[int] = (sizes * (fit.rates_at[sizes] >= enough)).tolist()
+        by_steps, by_margin = steps.argsort(kind="stable"), margins.argsort(kind="stable")
+        self._by_steps = by_steps, steps[by_steps], margins[by_steps], tails[by_steps]
+        self._by_margin = by_margin, margins[by_margin], tails[by_margin]
+
+    def keep(self, guess: int, chances: int) -> tuple[Places, int]:
+        """The longest run from the front that fits, and whoever of the next `chances` fits as well.
+
+        Also how many from the front that looked at. `guess` is the length to try first.
+        """
+        run = self._longest_run(guess)
+        is_kept = np.zeros(len(self._steps), dtype=np.bool_)
+        is_kept[:run] = True
+        count = run
+        tightest = float(self._tightest[run - 1]) if run else inf
+        tried = run + 1 + chances
+        for place in range(run + 1, min(tried, len(self._steps))):
+            is_kept[place] = True
+            pace = min(tightest, float(self._paces[place]))
+            if self._fits(is_kept, count + 1, self._fit.turns(count + 1, pace)):
+                count, tightest = count + 1, pace
+            else:
+                is_kept[place] = False
+        return np.flatnonzero(is_kept), tried
+
+    def _longest_run(self, guess: int) -> int:
+        """How many, taken from the front, fit. One more never makes it easier.
 
         `guess` is tried first, then ever further from it: a good one takes two trials, a bad one log n.
         """
-        low, high = 0, len(rows)  # so many fit, and no more than so many
+        low, high = 0, len(self._sizes)  # so many fit, and no more than so many
         middle, stride = guess, 1
         answers = set()
         while low < high:
             middle = min(max(middle, low + 1), high)
-            fits = self.rows_fit(rows[:middle])
+            fits = self._run_fits(middle)
             answers.add(fits)
             low, high = (middle, high) if fits else (low, middle - 1)
             if len(answers) == 2:
@@ -101,75 +205,27 @@ class FluidFit:
                 stride *= 2
         return low
 
-    def batch(self, jobs: list[Job]) -> list[Job]:
-        """The next step's batch of jobs that fit: all of them if that works out, else those with least laxity.
-
-        Where a smaller batch does more in the same time, they take turns in that even if all could run.
-        """
-        count = len(jobs)
-        is_best = count <= self.largest and self._best[count] == count
-        if is_best and self.all_at_ease(jobs):
-            return jobs
-        steps, margins, tails = rows_of(jobs).T
-        if (is_best or not self._in_turns(steps, margins, tails)) and self._together(steps, margins, tails):
-            return jobs
-        size = max(self._turn_size(steps, margins), 1)
-        step = self.seconds[size]
-        return sorted(jobs, key=lambda job: job.margin - job.steps * step)[:size]
-
-    def turn_size(self, rows: Floats) -> int:
-        """The batch in which jobs of these rows would take turns; 0 if the tightest fits in none, or without jobs."""
-        return self._turn_size(rows[:, 0], rows[:, 1]) if len(rows) else 0
-
-    def _turn_size(self, steps: Floats, margins: Floats) -> int:
-        """The batch that does most per second among those whose step is no longer than the tightest pace."""
-        most = min(len(steps), self.largest)
-        return self._best[bisect_right(self.seconds, float((margins / steps).min()), 1, most + 1) - 1]
-
-    def _together(self, steps: Floats, margins: Floats, tails: Floats) -> bool:
-        """Everybody in every step: the batch shrinks, and steps get faster, as jobs finish, shortest first."""
-        count = len(steps)
-        if count > self.largest:
+    def _run_fits(self, count: int) -> bool:
+        size = self._sizes[count - 1]
+        if not self._in_reach[count - 1] or not (size or count <= self._fit.largest):
             return False
-        order = steps.argsort(kind="stable")
-        segments = steps[order]
-        segments[1:] -= segments[:-1].copy()
-        segments *= self._curve[count:0:-1]
-        tail = tails[order]
-        segments += tail
-        ends = segments.cumsum()
-        ends -= tail
-        return bool((ends <= margins[order]).all())
+        is_kept = np.zeros(len(self._steps), dtype=np.bool_)
+        is_kept[:count] = True
+        return self._fits(is_kept, count, size)
 
-    def _in_turns(self, steps: Floats, margins: Floats, tails: Floats) -> bool:
-        """Batches of one size b, taken in turns by least laxity: b slots, as b processors with preemption.
-
-        Up to a time t the jobs must receive the work whose deadline has come and the work that is too much
-        for what remains afterwards: `Σ (t − latest start)⁺ − Σ (t − margin)⁺`, of which b slots do b·t.
-        """
-        size = self._turn_size(steps, margins)
-        if size < 1 or self._rates[size] < TURN_RATE * self._rates[self._best[min(len(steps), self.largest)]]:
+    def _fits(self, is_kept: NDArray[np.bool_], count: int, size: int) -> bool:
+        """Whether those `count` fit, in turns of `size`: what `FluidFit.all_fit` says of them."""
+        if count <= self._fit.largest:
+            order, steps, margins, tails = self._by_steps
+            chosen = is_kept[order]
+            if meets_together(steps[chosen], margins[chosen], tails[chosen], self._fit.curve):
+                return True
+        if not size:
             return False
-        order = margins.argsort(kind="stable")
-        due = margins[order]
-        latest = margins - steps * self.seconds[size]
-        latest.sort()
-        latest_sums = np.zeros(len(due) + 1)
-        latest.cumsum(out=latest_sums[1:])
-        num_late = latest.searchsorted(due)
-        must = (num_late - _counts(len(due))) * due - latest_sums[num_late] + due.cumsum()
-        tail = tails[order]
-        return bool((must <= size * (due - tail.cumsum() + tail)).all())
-
-
-@lru_cache(maxsize=1024)
-def _counts(count: int) -> Floats:
-    return np.arange(1.0, count + 1)
-
-
-def rows_of(jobs: Sequence[Job]) -> Floats:
-    """Steps, margins and tails; shape (jobs, 3)."""
-    return np.array([job[1:4] for job in jobs], dtype=np.float64).reshape(-1, 3)
+        order, margins, tails = self._by_margin
+        chosen = is_kept[order]
+        latest = self._margins[is_kept] - self._steps[is_kept] * self._fit.seconds[size]
+        return meets_in_turns(margins[chosen], tails[chosen], latest, size)
 
 
 def best_sizes(seconds: Sequence[float]) -> list[int]:

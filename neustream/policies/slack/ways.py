@@ -18,12 +18,13 @@ Visits = tuple[tuple[str, float], ...]
 
 
 class Way(NamedTuple):
-    """What lies ahead of a request that stands at some stage of a route, in seconds if it were alone."""
+    """What lies ahead of requests that stand at some stage of their routes, in seconds if they were alone.
+
+    Requests with the same modules ahead share one, whatever their number of visits to the loop.
+    """
 
     loop: str | None
     """The next module that is visited more than once, if any is ahead."""
-    stage: int
-    """Its place in the route (the stage itself where there is none)."""
     before: float
     """The visits before it."""
     after: float
@@ -31,11 +32,19 @@ class Way(NamedTuple):
     earlier: Visits
     """The modules before the loop."""
     later: Visits
-    """The modules after the loop."""
-    rest: int
-    """A number that all ways with the same modules before and after the same loop have."""
+    """The modules after the loop; all modules where there is none."""
     handovers: int
     """How often it goes from one process to another."""
+
+
+class Place(NamedTuple):
+    """A stage of a route: its way, and where the route visits that way's loop."""
+
+    way: Way
+    at: int
+    """The stage that is the loop (the stage itself where there is none)."""
+    visits: int
+    """Visits to it in all."""
 
 
 class Ways:
@@ -50,17 +59,18 @@ class Ways:
         self._process = {module: i for i, modules in enumerate(processes) for module in modules}
         self._seconds = seconds
         self._busy = {module: [gpu_demand(table, module, b) for b in range(len(s))] for module, s in seconds.items()}
-        self._rests: dict[tuple[str, Visits, Visits], int] = {}
-        self.known: dict[int, tuple[Route, list[Way]]] = {}
-        """Routes by their `id`, with the way from each stage. `_sort_out` reads it without a call."""
+        self._shared: dict[Way, Way] = {}
+        self.known: dict[int, tuple[list[Place], Route]] = {}
+        """By the `id` of a route, the place of each of its stages. The route is held: none other can have its `id`."""
 
-    def learn(self, route: Route) -> tuple[Route, list[Way]]:
+    def learn(self, route: Route) -> list[Place]:
         """What lies ahead at each stage of the route; from now on in `known`."""
         if len(self.known) >= MAX_MEMO:
             self.known.clear()
-            self._rests.clear()
-        ways = self.known[id(route)] = route, [self._from(route, stage) for stage in range(len(route))]
-        return ways
+            self._shared.clear()
+        places = [self._from(route, stage) for stage in range(len(route))]
+        self.known[id(route)] = places, route
+        return places
 
     def outside(self, way: Way, streams: Streams, drift: Mapping[str, float]) -> tuple[float, float]:
         """Seconds outside the loop on this device as it is: `(until all is done, taken from the loop's process)`.
@@ -90,17 +100,20 @@ class Ways:
         num_looping = len(streams[loop]) if loop in streams.modules else 1
         return max(1.0, busy[min(max(num_looping, 1), len(busy) - 1)] + self._busy[module][1])
 
-    def _from(self, route: Route, stage: int) -> Way:
+    def _from(self, route: Route, stage: int) -> Place:
         ahead = range(stage, len(route))
         loop = next((i for i in ahead if route[i].visits > 1), None)
         visited = [route[i].module for i in ahead if route[i].visits or i == stage]
-        places = [self._process.get(module, module) for module in visited]
-        handovers = sum(1 for here, there in pairwise(places) if here != there)
+        processes = [self._process.get(module, module) for module in visited]
+        handovers = sum(1 for here, there in pairwise(processes) if here != there)
         if loop is None:
-            return Way(None, stage, 0.0, _total(self._visits(route[stage:])), (), (), -1, handovers)
-        earlier, later = self._visits(route[stage:loop]), self._visits(route[loop + 1 :])
-        rest = self._rests.setdefault((route[loop].module, earlier, later), len(self._rests))
-        return Way(route[loop].module, loop, _total(earlier), _total(later), earlier, later, rest, handovers)
+            later = self._visits(route[stage:])
+            way = Way(None, 0.0, _total(later), (), later, handovers)
+        else:
+            earlier, later = self._visits(route[stage:loop]), self._visits(route[loop + 1 :])
+            way = Way(route[loop].module, _total(earlier), _total(later), earlier, later, handovers)
+        at = stage if loop is None else loop
+        return Place(self._shared.setdefault(way, way), at, route[at].visits)
 
     def _visits(self, route: Route) -> Visits:
         return tuple((stage.module, self._seconds[stage.module][1] * stage.visits) for stage in route)
