@@ -171,9 +171,7 @@ def parse_slo(fields: Mapping[str, Any]) -> Slo:
         return ScaleSlo(values["slo_scale"])
     if values.keys() <= set(DUE_KEYS):
         return DueSlo(**{key.removesuffix("_s"): value for key, value in values.items()})
-    raise ValueError(
-        f"an SLO is absolute, or pslo/dslo, or slo_scale, or due_s and so on, not a mixture: {', '.join(values)}"
-    )
+    raise ValueError(f"an SLO is absolute, pslo/dslo, slo_scale, or due_s …, not a mixture: {', '.join(values)}")
 
 
 def _number(key: str, value: Any) -> float:
