@@ -1,0 +1,1 @@
+"""Service: engines of any kind as replicas over Ray."""
