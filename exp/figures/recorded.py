@@ -8,14 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from exp.figures.study import BatchSizes, Study, bin_batches
+from exp.figures.study import BatchSizes, Study, bin_batches, main_steps
 from exp.harness.comparable import check_comparable
 from exp.harness.frames import rows_of
 from neusim.validating.run_folder import RunFolder, open_run
 from neustream.cli.arguments import BadInput
 
 FIGURES = ("request_goodput", "token_goodput", "slo_attainment", "seconds", "requests")
-MAIN_MODULES = ("decode", "denoise")
 
 
 def read_studies(folders: Sequence[str], *, force: bool = False) -> list[Study]:
@@ -75,15 +74,9 @@ def _batches(runs: Sequence[RunFolder], axes: Sequence[str]) -> tuple[list[Batch
         for index, row in enumerate(run.settings):
             at[tuple(row[axis] for axis in axes)].setdefault(run.summary["policy"], (run, index))
     key = max(at, key=lambda values: (len(at[values]), values))
-    steps = {policy: _main_steps(*where) for policy, where in list(at[key].items())[:2]}
+    steps = {policy: main_steps(run.steps()[index]) for policy, (run, index) in list(at[key].items())[:2]}
     end = max((step[1] for run in steps.values() for step in run), default=0.0)
     if end <= 0.0:
         return [], ""
     words = ", ".join(f"{axis} {value:g}" for axis, value in zip(axes, key, strict=True))
     return [bin_batches(policy, run, end) for policy, run in steps.items()], words
-
-
-def _main_steps(run: RunFolder, setting: int) -> list[tuple[float, float, int]]:
-    """`(start, end, batch size)` of the main module's steps of one setting; none where the run kept no steps."""
-    steps = run.steps()[setting]
-    return [(step.time, step.time + step.seconds, step.batch_size) for step in steps if step.module in MAIN_MODULES]

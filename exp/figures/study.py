@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neustream.cli.report import Row
+from neustream.plan import MIXED
+from neustream.records import StepRecord
+from neustream.route import DECODE, LOOP_MODULE
 
 Floats = NDArray[np.float64]
 
 BINS = 200
+MAIN_KINDS = (DECODE, MIXED, LOOP_MODULE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,11 @@ class Study:
         """Every policy that occurs."""
         rows = [row["policy"] for panel in self.panels.values() for row in panel]
         return list(dict.fromkeys([*rows, *(batches.policy for batches in self.batches)]))
+
+
+def main_steps(steps: Iterable[StepRecord]) -> list[tuple[float, float, int]]:
+    """`(start, end, batch size)` of the steps whose batches are drawn: of the loop, or those that decode."""
+    return [(step.time, step.time + step.seconds, step.batch_size) for step in steps if step.kind in MAIN_KINDS]
 
 
 def bin_batches(policy: str, steps: Sequence[tuple[float, float, int]], end: float) -> BatchSizes:

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from neusim.sim.device import Slowness, default_device
 from neusim.sim.run import Result, named_policy, simulate
 from neusim.validating import run_folder
-from neusim.validating.run_folder import StepRow, open_run, slo_of
+from neusim.validating.run_folder import open_run, slo_of
 from neustream.policies import is_llm
-from neustream.records import RequestRecord
+from neustream.records import RequestRecord, StepRecord
 from neustream.request import Request
 from neustream.route import Route, Stage
 from neustream.slo import Slo, parse_slo
@@ -158,14 +158,14 @@ def read_steps(path: Path, table: LatencyTable, num_settings: int) -> tuple[Step
     """
     is_language = is_llm(table)
 
-    def deciding(step: StepRow) -> float:
-        return (step.decision_seconds if is_language else step.schedule_seconds) or 0.0
+    def deciding(step: StepRecord) -> float:
+        return step.decision_seconds if is_language else step.schedule_seconds
 
     groups = run_folder.read_steps(path, num_settings)
     return tuple(step_times([(step, deciding(step)) for step in group]) for group in groups)
 
 
-def step_times(steps: Sequence[tuple[StepRow, float]]) -> StepTimes:
+def step_times(steps: Sequence[tuple[StepRecord, float]]) -> StepTimes:
     """Of one setting's steps, each with the seconds that deciding took.
 
     What passes between a step and the next is taken as the median, free of waiting.
@@ -175,7 +175,7 @@ def step_times(steps: Sequence[tuple[StepRow, float]]) -> StepTimes:
     gaps = [later.time - earlier.time - earlier.seconds for (earlier, _), (later, _) in pairwise(steps)]
     overhead = fmean(deciding for _, deciding in steps) + (max(median(gaps), 0.0) if gaps else 0.0)
     known = [
-        (step.module, int(step.time // WINDOW), step.seconds - deciding, step.predicted_seconds)
+        (step.kind, int(step.time // WINDOW), step.seconds - deciding, step.predicted_seconds)
         for step, deciding in steps
         if step.predicted_seconds
     ]

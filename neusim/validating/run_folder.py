@@ -6,40 +6,23 @@ The one reader, for comparisons, figures and replays. It takes runs of every ver
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from neustream.cli.arguments import BadInput
 from neustream.cli.paths import RUNS
 from neustream.files import read_json, read_text
-from neustream.records import RequestRecord
+from neustream.records import RequestRecord, StepRecord
 
 Line = TypeVar("Line")
 
 SCALES = ("pslo", "dslo", "slo_scale")
-
-
-@dataclass(frozen=True, slots=True)
-class StepRow:
-    """A line of `steps.jsonl`, as far as every version and every driver wrote it. Durations are in seconds."""
-
-    time: float
-    """When its planning began, since the origin of its setting."""
-    module: str
-    seconds: float
-    """From `time` until it had ended."""
-    batch_size: int
-    schedule_seconds: float | None = None
-    """What scheduling took of that in all."""
-    decision_seconds: float | None = None
-    """What the policy took of that; None in old runs of pipelines, where all of the scheduling was the policy's."""
-    predicted_seconds: float | None = None
-    request_ids: tuple[str, ...] = ()
-    """Empty in old runs of pipelines, which call the field `running_requests_id_list`."""
+OLD_IDS = "running_requests_id_list"
+"""What old runs of pipelines call the ids of a step's requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +39,39 @@ class _SummaryForm:
     complete: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class _StepForm:
+    """A line of `steps.jsonl`, as far as every version and every driver wrote it."""
+
+    time: float
+    module: str
+    seconds: float
+    request_ids: Annotated[tuple[str, ...], Field(validation_alias=AliasChoices("request_ids", OLD_IDS))]
+    schedule_seconds: float | None = None
+    decision_seconds: float | None = None
+    """Not in old runs of pipelines, where all of the scheduling was the policy's."""
+    predicted_seconds: float | None = None
+    num_waiting: int = 0
+    rejected: tuple[str, ...] = ()
+
+    def record(self) -> StepRecord:
+        scheduling = self.schedule_seconds or 0.0
+        return StepRecord(
+            self.time,
+            self.module,
+            self.request_ids,
+            self.seconds,
+            scheduling if self.decision_seconds is None else self.decision_seconds,
+            scheduling,
+            self.predicted_seconds,
+            self.num_waiting,
+            self.rejected,
+        )
+
+
 _SUMMARY: TypeAdapter[_SummaryForm] = TypeAdapter(_SummaryForm)
 _REQUEST: TypeAdapter[RequestRecord] = TypeAdapter(RequestRecord)
-_STEP: TypeAdapter[StepRow] = TypeAdapter(StepRow)
+_STEP: TypeAdapter[_StepForm] = TypeAdapter(_StepForm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +106,13 @@ class RunFolder:
 
     def requests(self) -> list[list[RequestRecord]]:
         """The requests of each setting, in the order in which they ended. Raises BadInput naming a damaged line."""
-        return _by_setting(self.path / "requests.jsonl", _REQUEST, len(self.settings))
+        return _by_setting(self.path / "requests.jsonl", _REQUEST.validate_python, len(self.settings))
 
-    def steps(self) -> list[list[StepRow]]:
-        """The steps of each setting, empty where the run kept none. Raises BadInput naming a damaged line."""
+    def steps(self) -> list[list[StepRecord]]:
+        """The steps of each setting, times since its origin; empty where the run kept none.
+
+        Raises BadInput naming a damaged line.
+        """
         return read_steps(self.path / "steps.jsonl", len(self.settings))
 
 
@@ -132,18 +148,22 @@ def slo_of(summary: Mapping[str, Any], setting: Mapping[str, Any]) -> dict[str, 
     return {key: setting[key] for key in SCALES if key in setting}
 
 
-def read_steps(path: Path, num_settings: int) -> list[list[StepRow]]:
+def _step(data: Any) -> StepRecord:
+    return _STEP.validate_python(data).record()
+
+
+def read_steps(path: Path, num_settings: int) -> list[list[StepRecord]]:
     """The lines of a `steps.jsonl` by setting; empty where there is no such file. Raises BadInput."""
-    return _by_setting(path, _STEP, num_settings) if path.is_file() else [[] for _ in range(num_settings)]
+    return _by_setting(path, _step, num_settings) if path.is_file() else [[] for _ in range(num_settings)]
 
 
-def _by_setting(path: Path, adapter: TypeAdapter[Line], num_settings: int) -> list[list[Line]]:
+def _by_setting(path: Path, read: Callable[[Any], Line], num_settings: int) -> list[list[Line]]:
     groups: list[list[Line]] = [[] for _ in range(num_settings)]
     for number, line in enumerate(read_text(path, BadInput).splitlines(), start=1):
         try:
             data = json.loads(line)
             setting = _setting(data, num_settings)
-            groups[setting].append(adapter.validate_python(data))
+            groups[setting].append(read(data))
         except json.JSONDecodeError as error:
             raise BadInput(f"{path}:{number}: is not JSON ({error.msg} at column {error.colno})") from error
         except ValidationError as error:

@@ -76,7 +76,7 @@ def run_folder(path: Path, policy: str, settings: list[dict[str, Any]], **header
     }
     (path / "summary.json").write_text(json.dumps(summary))
     steps = [
-        {"setting": i, "time": time, "seconds": 1.0, "module": module, "batch_size": size}
+        {"setting": i, "time": time, "seconds": 1.0, "module": module, "request_ids": [str(k) for k in range(size)]}
         for i in range(len(settings))
         for time, module, size in ((0.0, "prefill", 9), (1.0, "decode", 2), (3.0, "decode", 4))
     ]

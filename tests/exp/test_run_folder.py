@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ def test_a_run_of_an_older_version_is_read(tmp_path: Path) -> None:
     assert (request.id, request.visits, request.last_deadline) == ("0-1", {"prefill": 1, "decode": 3}, None)
     assert (request.demoted, request.slo_class) == (False, "")
     ((step,),) = run.steps()
-    assert (step.module, step.batch_size, step.schedule_seconds, step.decision_seconds) == ("denoise", 2, 0.001, None)
+    assert isinstance(step, StepRecord)
+    assert (step.kind, step.request_ids, step.schedule_seconds, step.decision_seconds) == (
+        "denoise", ("a", "b"), 0.001, 0.001,
+    )  # fmt: skip
     assert run.is_complete
 
 
@@ -65,9 +69,7 @@ def test_what_the_records_write_is_what_is_read(tmp_path: Path) -> None:
     record = StepRecord(5.25, "decode", ("a", "b"), 0.5, 0.125, 0.25, 0.375, 1, ("c",), extra={"tokens": 2})
     step = {"setting": 0, **record.to_json(origin=5.0)}
     ((read,),) = open_run(write(tmp_path / "run", steps=[step])).steps()
-    assert (read.time, read.module, read.seconds, read.batch_size) == (0.25, "decode", 0.5, 2)
-    assert (read.decision_seconds, read.schedule_seconds, read.predicted_seconds) == (0.125, 0.25, 0.375)
-    assert read.request_ids == ("a", "b")
+    assert read == replace(record, time=0.25, extra={})
 
 
 def test_a_name_is_looked_up_in_the_repositorys_runs_wherever_one_stands(

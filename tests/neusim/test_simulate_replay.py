@@ -90,9 +90,11 @@ def test_how_a_runs_steps_differ_from_its_table_is_measured(tmp_path):
     with JsonLines(tmp_path / "steps.jsonl") as lines:
         for time, deciding in zip(starts, (0.002, 0.006, 0.004, 0.004, 0.004), strict=True):
             spent = {"schedule_seconds": deciding, "decision_seconds": deciding / 2, "predicted_seconds": 0.048}
-            lines.write({"setting": 0, "module": "denoise", "batch_size": 1, "time": time, "seconds": 0.1, **spent})
+            lines.write(
+                {"setting": 0, "module": "denoise", "request_ids": ["a"], "time": time, "seconds": 0.1, **spent}
+            )
         last = {"schedule_seconds": 0.004, "decision_seconds": None, "predicted_seconds": None}
-        lines.write({"setting": 1, "module": "vae", "batch_size": 1, "time": 0.0, "seconds": 0.1, **last})
+        lines.write({"setting": 1, "module": "vae", "request_ids": ["a"], "time": 0.0, "seconds": 0.1, **last})
     times, other = read_steps(tmp_path / "steps.jsonl", LOOP, 2)
     assert times.overhead == pytest.approx(0.024)
     assert times.drift == {"denoise": pytest.approx(2.0)}
@@ -106,7 +108,9 @@ def test_a_runs_own_speed_is_known_for_each_half_second(tmp_path):
     with JsonLines(tmp_path / "steps.jsonl") as lines:
         for time, seconds in ((0.0, 0.1), (0.2, 0.1), (0.5, 0.3), (0.9, 0.3), (1.6, 0.3)):
             spent = {"schedule_seconds": 0.0, "predicted_seconds": 0.1}
-            lines.write({"setting": 0, "module": "denoise", "batch_size": 1, "time": time, "seconds": seconds, **spent})
+            lines.write(
+                {"setting": 0, "module": "denoise", "request_ids": ["a"], "time": time, "seconds": seconds, **spent}
+            )
     (times,) = read_steps(tmp_path / "steps.jsonl", LOOP, 1)
     assert times.slowness is not None
     factors = [times.slowness.at(now) for now in (0.3, 0.5, 0.99, 1.2, 1.7)]
@@ -114,7 +118,7 @@ def test_a_runs_own_speed_is_known_for_each_half_second(tmp_path):
 
 
 def test_a_damaged_record_of_a_step_is_named(tmp_path):
-    good = json.dumps({"setting": 0, "module": "vae", "batch_size": 1, "time": 0.0, "seconds": 0.1})
+    good = json.dumps({"setting": 0, "module": "vae", "request_ids": ["a"], "time": 0.0, "seconds": 0.1})
     (tmp_path / "steps.jsonl").write_text(f'{good}\n{{"setting": 3}}\n')
     with pytest.raises(ValueError, match=r"steps\.jsonl:2: setting is 3, and the summary has 1"):
         read_steps(tmp_path / "steps.jsonl", LOOP, 1)
