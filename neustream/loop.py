@@ -101,6 +101,42 @@ def _complete_visit(streams: Streams, request: Request, result: StepResult, now:
         streams.add(request)
 
 
+def step_record(
+    streams: Streams,
+    plan: StepPlan,
+    asked: float,
+    seconds: float,
+    *,
+    expected: float | None,
+    deciding: float = 0.0,
+    scheduling: float = 0.0,
+) -> StepRecord:
+    """The record of a step that has ended and is not committed yet: who was in it, how they and the others stood.
+
+    Its planning began at `asked`, it took `seconds` with that, and `expected` by the table; of these, `deciding` the
+    policy and `scheduling` all that was not its module.
+    """
+    assert plan.module is not None
+    assert plan.kind is not None
+    members = plan.members
+    return StepRecord(
+        time=asked,
+        kind=plan.kind,
+        request_ids=tuple([request.request_id for request in members]),
+        seconds=seconds,
+        decision_seconds=deciding,
+        schedule_seconds=scheduling,
+        predicted_seconds=expected,
+        num_waiting=len(streams) - len(members),
+        rejected=tuple([rejection.request.request_id for rejection in plan.rejected]),
+        rest_seconds=tuple([request.next_deadline - asked for request in members]),
+        extra={
+            "num_queued": len(streams[plan.module]),
+            "num_passed_over": len([request for request in members if request.passes]),
+        },
+    )
+
+
 class StepLoop:
     """One device's loop over one policy. `step` never blocks when there is nothing to run.
 
@@ -145,11 +181,14 @@ class StepLoop:
             plan = replace(plan, batch=batch)
             self.history.planned(plan)
         assert plan.kind is not None
-        record = self._record(plan, asked, planned)
+        deciding, expected = planned - asked, self.history.expected
+        record = step_record(
+            self.streams, plan, asked, ended - asked, expected=expected, deciding=deciding, scheduling=deciding
+        )
         self.history.ended(plan.kind, ended - started, started - asked)
         for request in commit(self.streams, plan, result, ended):
             self._end(request)
-        self.observer.on_step(replace(record, seconds=ended - asked))
+        self.observer.on_step(record)
         return plan
 
     def abort(self, request_id: str, reason: str = "aborted") -> Request | None:
@@ -164,23 +203,3 @@ class StepLoop:
     def _end(self, request: Request) -> None:
         self.history.finished(request)
         self.observer.on_end(request)
-
-    def _record(self, plan: StepPlan, asked: float, planned: float) -> StepRecord:
-        """What there is to tell of a step before it is committed: who is in it, and how they and the others stand."""
-        members = plan.members
-        assert plan.module is not None
-        assert plan.kind is not None
-        num_queued = len(self.streams[plan.module])
-        return StepRecord(
-            time=asked,
-            kind=plan.kind,
-            request_ids=tuple(request.request_id for request in members),
-            seconds=0.0,
-            decision_seconds=planned - asked,
-            schedule_seconds=planned - asked,
-            predicted_seconds=self.history.expected,
-            num_waiting=len(self.streams) - len(members),
-            rejected=tuple(rejection.request.request_id for rejection in plan.rejected),
-            rest_seconds=tuple(request.next_deadline - asked for request in members),
-            extra={"num_queued": num_queued, "num_passed_over": sum(request.passes > 0 for request in members)},
-        )

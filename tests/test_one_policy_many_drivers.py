@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from neusim.sim import Device, simulate
+from neusim.sim import Device, SimulatedDriver, SimulatedRequest, named_policy, simulate
 from neustream import POLICIES, LatencyTable, Limits, Request, ScaleSlo, make_policy, save_table
 from neustream.cost import shape_of
+from neustream.driver import Ask, Driver
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.request import OnMiss
 from neustream.route import DECODE, PREFILL, llm_route, pipeline_route
@@ -58,6 +59,11 @@ class Job:
         route = llm_route(self.max_tokens)
         deadlines = self.slo.bind(self.arrival, route, self.length, LLM)
         return Request(self.name, self.arrival, deadlines, route, self.length, on_miss=self.on_miss)
+
+    def ask(self) -> Ask:
+        payload = SimulatedRequest(llm_route(self.max_tokens), self.length)
+        slo = {"pslo": self.slo.first, "dslo": self.slo.rest}
+        return Ask(self.name, self.arrival, payload, slo, self.on_miss)
 
 
 def jobs(seed: int, lull: float = 0.0) -> list[Job]:
@@ -112,7 +118,38 @@ def through_simulator(
     )
     ended: list[Request] = []
     result = simulate(table, policy, Fixed(requests), device, keep_steps=True, on_end=ended.append)
-    return ordered([(step.start, step.module, list(step.batch)) for step in result.steps]), ends(ended)
+    return ordered([(step.time, step.kind, list(step.request_ids)) for step in result.steps]), ends(ended)
+
+
+def through_contract(
+    policy: str, table: LatencyTable, asks: list[Ask], blocks: int | None = None
+) -> tuple[Trace, Ends]:
+    """The simulated device as any client drives an engine: asks go in when they arrive, and not before."""
+    device = Device(
+        max_num_seqs=MAX_SEQS, max_num_batched_tokens=MAX_TOKENS, kv_blocks=blocks, block_size=BLOCK if blocks else 16
+    )
+    driver = SimulatedDriver(table, device, lambda: named_policy(policy, table, device))
+    return serve(driver, asks, lambda: driver.now, driver.wait)
+
+
+def serve(
+    driver: Driver, asks: list[Ask], clock: Callable[[], float], wait: Callable[[float], None]
+) -> tuple[Trace, Ends]:
+    """Feed a driver by its contract alone until all has ended."""
+    trace: Trace = []
+    ended: list[Request] = []
+    while asks or driver.num_unfinished:
+        while asks and asks[0].arrival <= clock():
+            driver.submit(asks.pop(0))
+        record = driver.step()
+        ended += driver.take_ended()
+        if record is not None:
+            trace.append((record.time, record.kind, list(record.request_ids)))
+        elif asks or driver.num_unfinished:
+            moments = [moment for moment in (driver.wake, asks[0].arrival if asks else None) if moment is not None]
+            assert moments, f"idle for ever with {driver.num_unfinished}"
+            wait(min(moments))
+    return ordered(trace), ends(ended)
 
 
 def through_vllm(
@@ -186,6 +223,7 @@ def test_prompts_are_planned_alike_by_fake_executor_simulator_and_vllm(
     assert len(expected_ends) == len(work)
     assert ("rejected" in {outcome for outcome, _, _ in expected_ends.values()}) == (policy != "fcfs")
     assert through_simulator(policy, LLM, [job.request() for job in work]) == (expected, expected_ends)
+    assert through_contract(policy, LLM, [job.ask() for job in work]) == (expected, expected_ends)
     assert through_vllm(policy, work, monkeypatch, tmp_path) == (expected, expected_ends, 0)
 
 
@@ -199,6 +237,7 @@ def test_prompts_are_planned_alike_where_memory_is_short(
     for seed in range(3):
         work = jobs(seed, lull)
         expected, expected_ends = through_simulator(policy, LLM, [job.request() for job in work], blocks)
+        assert through_contract(policy, LLM, [job.ask() for job in work], blocks) == (expected, expected_ends)
         trace, found, num_preempted = through_vllm(policy, work, monkeypatch, tmp_path, blocks)
         assert trace == expected, seed
         assert found == expected_ends
@@ -216,3 +255,5 @@ def test_images_are_planned_alike_by_fake_executor_and_simulator(policy: str, se
     assert {module for _, module, _ in expected} == {"denoise", "vae"}
     assert len(expected_ends) == 30
     assert through_simulator(policy, LOOP, images(seed)) == (expected, expected_ends)
+    asks = [Ask(r.request_id, r.arrival, SimulatedRequest(r.route), {"slo_scale": 2.5}) for r in images(seed)]
+    assert through_contract(policy, LOOP, asks) == (expected, expected_ends)

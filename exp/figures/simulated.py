@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exp.figures.study import BatchSizes, Study, bin_batches
+from exp.figures.study import BatchSizes, Study, bin_batches, main_steps
 from neusim.sim.device import default_device
 from neusim.sim.run import simulate
 from neusim.sim.sweep import MAX_TOKENS, Point, Sweep, default_rate, default_steps, num_tasks, run_sweep
@@ -154,16 +154,12 @@ def batch_policies(policies: Sequence[str]) -> tuple[str, ...]:
 
 def _batches(plan: Plan, on_done: Callable[[], None]) -> Iterator[BatchSizes]:
     sweep = plan.sweep
-    main = "decode" if is_llm(sweep.table) else LOOP_MODULE
     runs = {}
     for policy in batch_policies(sweep.policies):
         workload = sweep.workload(plan.usual)
         runs[policy] = simulate(sweep.table, policy, workload, sweep.device, seed=sweep.seed, keep_steps=True).steps
         on_done()
-    steps = {
-        policy: [(step.start, step.end, len(step.batch)) for step in run if step.module == main]
-        for policy, run in runs.items()
-    }
+    steps = {policy: main_steps(run) for policy, run in runs.items()}
     end = max((step[1] for run in steps.values() for step in run), default=0.0)
     for policy, run in steps.items():
         yield bin_batches(policy, run, end)

@@ -6,7 +6,7 @@ demand; while the demands of the steps under way add up to more than 1, all of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 
@@ -17,8 +17,9 @@ from neusim.sim.events import EventQueue, Priority
 from neusim.sim.memory import KvMemory
 from neusim.sim.process import Process, ProcessStreams, RunningStep
 from neustream.cost import gpu_demand
+from neustream.driver import Observer
 from neustream.history import StepHistory
-from neustream.loop import DONE, StepResult, commit, reject
+from neustream.loop import DONE, StepResult, commit, reject, step_record
 from neustream.plan import UNLIMITED, Limits, StepPlan
 from neustream.policies import StepPolicy, is_llm
 from neustream.request import Outcome, Request
@@ -27,17 +28,17 @@ from neustream.tables import LatencyTable
 MIN_JITTER = 0.1
 """No step is shorter than this share of what the table says, however the dice fall."""
 
-OnStep = Callable[[StepPlan, float, float, int], None]
-"""Told of each step: its plan, start and end, and how many requests its process has left."""
 Handler = Callable[[float], None]
 
 
 class Engine:
-    """Runs requests through a device in virtual time, and hands each to `on_end` once, when it has ended.
+    """Runs requests through a device in virtual time; `observer` hears of each step and each end.
+
+    It consists of handlers of events: whoever made the queue of `events` runs it, and hands requests to `submit`.
+    Several engines may share one queue. `neusim.sim.driver` runs a single one step by step.
 
     `num_units` says how many units a request's output really has, which no policy knows: it ends there, or with its
-    route. Without it every output is as long as its route. Several engines may share one queue of `events`; whoever
-    made that runs it, and hands requests to `submit`.
+    route. Without it every output is as long as its route.
     """
 
     def __init__(
@@ -45,22 +46,19 @@ class Engine:
         table: LatencyTable,
         device: Device,
         make_policy: Callable[[], StepPolicy],
-        on_end: Callable[[Request], None],
+        observer: Observer,
         *,
+        events: EventQueue[Handler],
         seed: int = 0,
-        on_step: OnStep | None = None,
         num_units: Callable[[Request], int] | None = None,
-        events: EventQueue[Handler] | None = None,
     ) -> None:
         self.table = table
         self.device = device
-        self.on_end = on_end
-        self.on_step = on_step
-        self.now = 0.0
+        self.observer = observer
         self.num_live = 0
         self._random = np.random.default_rng(seed)
         self._num_units = num_units
-        self._events: EventQueue[Handler] = EventQueue() if events is None else events
+        self._events = events
         self._processes = [self._process(modules, make_policy()) for modules in device.processes(table)]
         self._by_module = {module: p for p in self._processes for module in p.streams.modules}
         self._is_shared = len(self._processes) > 1
@@ -69,14 +67,10 @@ class Engine:
         self._shared_at = 0.0
         self._demand = _demand(table, device.contention)
 
-    def run(self, requests: Iterator[Request]) -> None:
-        """Serve `requests`, which come in order of arrival, until all have ended."""
-        self._expect(requests)
-        while len(self._events):
-            self.now, handle = self._events.pop()
-            handle(self.now)
-        assert self.num_live == 0, f"idle for ever with {self.num_live} requests"
-        self.check_integrity()
+    @property
+    def is_running(self) -> bool:
+        """Whether a step is under way in any process."""
+        return any(process.step is not None for process in self._processes)
 
     def check_integrity(self) -> None:
         """Assert the invariants of the processes' streams and memory."""
@@ -104,19 +98,6 @@ class Engine:
         return Process(ProcessStreams(modules), policy, history.limits(held), history, memory)
 
     # Requests come in.
-
-    def _expect(self, requests: Iterator[Request]) -> None:
-        """Queue the next arrival only: no more requests exist than are in the device, and one."""
-        request = next(requests, None)
-        if request is None:
-            return
-        if request.arrival < self.now:
-            raise ValueError(f"{request!r} arrived at {request.arrival}, before the one ahead of it, {self.now}")
-        self._events.push(request.arrival, Priority.ENTERS, partial(self._arrive, request, requests))
-
-    def _arrive(self, request: Request, requests: Iterator[Request], now: float) -> None:
-        self.submit(request, now)
-        self._expect(requests)
 
     def submit(self, request: Request, now: float) -> None:
         """A request comes, `now` being the time of the event that brings it."""
@@ -152,7 +133,7 @@ class Engine:
         if process.memory is not None:
             process.memory.release(request)
         self.num_live -= 1
-        self.on_end(request)
+        self.observer.on_end(request)
 
     # A process plans, runs, commits.
 
@@ -235,15 +216,23 @@ class Engine:
         plan = step.plan
         assert plan.kind is not None
         process.step = None
-        process.history.ended(plan.kind, now - step.started, learns=step.is_alone)
+        seconds = now - step.started
+        record = step_record(
+            process.streams,
+            plan,
+            step.started,
+            seconds,
+            expected=process.history.expected,
+            scheduling=self.device.overhead,
+        )
+        process.history.ended(plan.kind, seconds, learns=step.is_alone)
         self._share(now)
         for request in commit(process.streams, plan, self._result(plan), now):
             self._finish(process, request)
         for request in process.streams.outbox:
             self._events.push(now + self.device.handover, Priority.ENTERS, partial(self._enter, request))
         process.streams.outbox.clear()
-        if self.on_step is not None:
-            self.on_step(plan, step.started, now, len(process.streams) + len(process.inbox))
+        self.observer.on_step(record)
         self._ask(process, now)
 
 

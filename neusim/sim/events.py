@@ -35,5 +35,10 @@ class EventQueue(Generic[Event]):
         time, _, _, event = heapq.heappop(self._heap)
         return time, event
 
+    @property
+    def next_time(self) -> float | None:
+        """When the next event is, in seconds; None when there is none."""
+        return self._heap[0][0] if self._heap else None
+
     def __len__(self) -> int:
         return len(self._heap)

@@ -5,29 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from neusim.sim.device import Device, default_device
-from neusim.sim.engine import Engine
+from neusim.sim.driver import SimulatedDriver
 from neusim.sim.workload import Workload
+from neustream.driver import Callbacks, Observers
 from neustream.goodput import GoodputCounter
-from neustream.plan import StepPlan
 from neustream.policies import StepPolicy, is_llm, make_policy
+from neustream.records import StepRecord
 from neustream.request import Request
 from neustream.slo import ScaleSlo
 from neustream.tables import LatencyTable
-
-
-class StepTrace(NamedTuple):
-    """One step of a run, as kept with `keep_steps`; times in seconds."""
-
-    start: float
-    end: float
-    module: str
-    batch: tuple[str, ...]
-    """Ids of the requests in its batch, and of those of which it processed a piece."""
-    waiting: int
-    """Requests that its process had left when it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +26,30 @@ class Result:
     summary: dict[str, Any]
     """`GoodputCounter.summary()`: docs/metrics.md defines every figure. Taken in the engine, in virtual time."""
     num_steps: int
-    steps: tuple[StepTrace, ...] = field(default=(), repr=False)
+    steps: tuple[StepRecord, ...] = field(default=(), repr=False)
+    """By their ends; kept with `keep_steps`. Times are virtual, in seconds."""
 
     @property
     def good(self) -> int:
         """Requests that met their SLO."""
         return int(self.summary["good"])
+
+
+class StepKeeper:
+    """An observer that counts the steps and, if it `keeps` them, has their records."""
+
+    def __init__(self, keeps: bool) -> None:
+        self.keeps = keeps
+        self.num_steps = 0
+        self.kept: list[StepRecord] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        self.num_steps += 1
+        if self.keeps:
+            self.kept.append(record)
+
+    def on_end(self, request: Request) -> None:
+        """Ends are counted elsewhere."""
 
 
 def named_policy(name: str, table: LatencyTable, device: Device, slo_scale: float | None = None) -> StepPolicy:
@@ -74,7 +81,9 @@ def simulate(
     requests has it run in one process); `device` is by default the one that
     `default_device` gives. `slo_scale` is what a pipeline's policy takes its batch caps from, by default that of the
     workload. Where the workload has `num_units` (`HiddenLengths`), outputs end there. `seed` drives the jitter alone;
-    `on_end` gets each request as it ends. Raises ValueError for a policy that does not serve the table's model.
+    `on_end` gets each request as it ends, and `keep_steps` keeps the record of each step.
+
+    Raises ValueError for a policy that does not serve the table's model.
     """
     device = device or default_device(table)
     if isinstance(policy, str):
@@ -82,24 +91,10 @@ def simulate(
     slo = getattr(workload, "slo", None)
     if slo_scale is None and isinstance(slo, ScaleSlo):
         slo_scale = slo.first
-    counter = GoodputCounter()
-    steps: list[StepTrace] = []
-    num_steps = 0
-
-    def count_end(request: Request) -> None:
-        counter.on_end(request)
-        if on_end is not None:
-            on_end(request)
-
-    def count_step(plan: StepPlan, start: float, end: float, waiting: int) -> None:
-        nonlocal num_steps
-        num_steps += 1
-        if keep_steps:
-            ids = tuple(request.request_id for request in plan.members)
-            steps.append(StepTrace(start, end, str(plan.module), ids, waiting))
-
+    counter, steps = GoodputCounter(), StepKeeper(keep_steps)
     build = partial(named_policy, policy, table, device, slo_scale) if isinstance(policy, str) else policy
     num_units = getattr(workload, "num_units", None)
-    engine = Engine(table, device, build, count_end, seed=seed, on_step=count_step, num_units=num_units)
-    engine.run(workload.requests(table))
-    return Result(counter.summary(), num_steps, tuple(steps))
+    driver = SimulatedDriver(table, device, build, seed=seed, num_units=num_units)
+    observers = (counter, steps) if on_end is None else (counter, steps, Callbacks(on_end))
+    driver.run(workload.requests(table), Observers(*observers))
+    return Result(counter.summary(), steps.num_steps, tuple(steps.kept))

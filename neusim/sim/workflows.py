@@ -11,8 +11,9 @@ from neusim.sim.engine import Engine, Handler
 from neusim.sim.events import EventQueue, Priority
 from neusim.sim.workflow_figures import NodeCount, WorkflowResult, summarise
 from neusim.sim.workflow_load import PoolPlan, Truth, WorkflowWorkload
-from neustream.plan import StepPlan
+from neustream.driver import Callbacks
 from neustream.policies import StepPolicy
+from neustream.records import StepRecord
 from neustream.request import Outcome, Request
 from neustream.route import PREFILL
 from neustream.slo import Deadlines
@@ -77,6 +78,8 @@ class WorkflowSimulator:
         self._events: EventQueue[Handler] = EventQueue()
         self._engines: dict[str, Engine] = {}
         self._live: dict[str, tuple[Send, CallRequest | None]] = {}
+        self._calls: dict[str, CallRequest] = {}
+        """Every call so far: a step may end whose request was withdrawn."""
         self._is_over = False
         replicas = {name: self._replicas(name, plan, policy, credits) for name, plan in pools.items()}
         self.coordinator = Coordinator(workflow, stages, replicas, budget, workload.size, self.ended.append, binding)
@@ -95,10 +98,9 @@ class WorkflowSimulator:
                 served[0].table,
                 plan.device,
                 partial(policy, served[0]),
-                self._ended,
-                on_step=partial(self._stepped, pool),
-                num_units=self._num_units,
+                Callbacks(self._ended, partial(self._stepped, pool)),
                 events=self._events,
+                num_units=self._num_units,
             )
         return [Replica(name, credits) for name in names]
 
@@ -151,6 +153,7 @@ class WorkflowSimulator:
         request.run_id, request.times = send.run.run_id, []
         request.engine, request.has_begun = None, False
         self._live[send.call] = send, request
+        self._calls[send.call] = request
         self._events.push(now + self.handover, Priority.ENTERS, partial(self._submit, send.replica, request))
         count = self.nodes.get(send.node.name)
         if count is not None and count.first_arrival is None:
@@ -175,14 +178,15 @@ class WorkflowSimulator:
         send, _ = live
         return self.workload.truth(send.run, send.node).units
 
-    def _stepped(self, pool: str, plan: StepPlan, start: float, end: float, waiting: int) -> None:
-        self.busy[pool] += end - start
-        for request in plan.members:
-            assert isinstance(request, CallRequest)
-            self.spent[request.run_id] += (end - start) / len(plan.members)
+    def _stepped(self, pool: str, record: StepRecord) -> None:
+        self.busy[pool] += record.seconds
+        end = record.time + record.seconds
+        for call in record.request_ids:
+            request = self._calls[call]
+            self.spent[request.run_id] += record.seconds / record.batch_size
             if not request.has_begun and request.outcome is None:
                 request.has_begun = True
-                units = request.units if plan.module == PREFILL else 0
+                units = request.units if record.kind == PREFILL else 0
                 self._carry_out(self.coordinator.delivered(request.request_id, units, end), end)
 
     def _ended(self, request: Request) -> None:

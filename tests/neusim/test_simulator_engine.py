@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from neusim.sim import Device
+from neusim.sim import Device, SimulatedDriver
 from neusim.sim.engine import Engine, Handler
 from neusim.sim.events import EventQueue, Priority
 from neustream import LatencyTable, Outcome, Request
+from neustream.driver import Callbacks
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.policies.fcfs import Fcfs
 from neustream.policies.fcfs_loop import FcfsLoop
@@ -29,8 +30,8 @@ def test_an_output_ends_where_it_really_ends_and_the_policy_sees_its_maximum_onl
             seen.extend((request.request_id, request.left[1]) for request in streams["decode"])
             return super().plan(now, streams, limits)
 
-    engine = Engine(TABLE, Device(), Watching, ended.append, num_units=lambda r: {"a": 3, "b": 1}[r.request_id])
-    engine.run(iter([prompt("a", 0.0, 10), prompt("b", 0.0, 10)]))
+    driver = SimulatedDriver(TABLE, Device(), Watching, num_units=lambda r: {"a": 3, "b": 1}[r.request_id])
+    driver.run(iter([prompt("a", 0.0, 10), prompt("b", 0.0, 10)]), Callbacks(ended.append))
     assert [(r.request_id, r.units, r.ended_at, r.outcome) for r in ended] == [
         ("b", 1, 1.0, Outcome.MET), ("a", 3, 2.0, Outcome.MET),
     ]  # fmt: skip
@@ -45,15 +46,15 @@ def test_what_finished_is_in_the_history_that_the_next_plan_reads():
             known.append({name: lengths.mean() for name, lengths in limits.lengths.items()})
             return super().plan(now, streams, limits)
 
-    engine = Engine(TABLE, Device(), Watching, lambda request: None, num_units=lambda request: 2)
-    engine.run(iter([prompt("a", 0.0, 10), prompt("b", 5.0, 10)]))
+    driver = SimulatedDriver(TABLE, Device(), Watching, num_units=lambda request: 2)
+    driver.run(iter([prompt("a", 0.0, 10), prompt("b", 5.0, 10)]), Callbacks())
     assert (known[0], known[-1]) == ({}, {"": 2.0})
 
 
 def test_a_withdrawn_request_ends_at_once_and_frees_its_memory_wherever_it_is():
     ended: list[Request] = []
     events: EventQueue[Handler] = EventQueue()
-    engine = Engine(TABLE, Device(kv_blocks=16), Fcfs, ended.append, events=events)
+    engine = Engine(TABLE, Device(kv_blocks=16), Fcfs, Callbacks(ended.append), events=events)
     requests = [prompt("running", 0.0, 10), prompt("waiting", 0.6, 10), prompt("inbox", 0.7, 10)]
     for request in requests:
         events.push(request.arrival, Priority.ENTERS, lambda now, r=request: engine.submit(r, now))
@@ -72,7 +73,7 @@ def test_a_withdrawn_request_ends_at_once_and_frees_its_memory_wherever_it_is():
 def test_a_request_that_is_withdrawn_between_two_processes_does_not_arrive():
     ended: list[Request] = []
     events: EventQueue[Handler] = EventQueue()
-    engine = Engine(IMAGES, Device(layout="process", handover=0.5), FcfsLoop, ended.append, events=events)
+    engine = Engine(IMAGES, Device(layout="process", handover=0.5), FcfsLoop, Callbacks(ended.append), events=events)
     request = Request("a", 0.0, NO_DEADLINES, pipeline_route(IMAGES.modules, 1))
     events.push(0.0, Priority.ENTERS, lambda now: engine.submit(request, now))
     events.push(1.2, Priority.ENTERS, lambda now: engine.abort(request, now))
@@ -86,7 +87,7 @@ def test_a_request_that_is_withdrawn_between_two_processes_does_not_arrive():
 def test_two_engines_on_one_queue_run_side_by_side():
     ended: list[Request] = []
     events: EventQueue[Handler] = EventQueue()
-    engines = [Engine(TABLE, Device(), Fcfs, ended.append, events=events) for _ in range(2)]
+    engines = [Engine(TABLE, Device(), Fcfs, Callbacks(ended.append), events=events) for _ in range(2)]
     for engine, name in zip(engines, "ab", strict=True):
         events.push(0.0, Priority.ENTERS, lambda now, e=engine, n=name: e.submit(prompt(n, 0.0, 3), now))
     while len(events):

@@ -71,5 +71,5 @@ def test_no_policy_plans_a_batch_beyond_the_largest(policy: str) -> None:
     workload = PipelineWorkload(5.0, 1.0, ScaleSlo(6.0), (3, 6), num_requests=80)
     for device in (Device("process"), Device("interleaved")):
         result = simulate(table, policy, workload, device, slo_scale=6.0, keep_steps=True)
-        assert {len(step.batch) for step in result.steps} > {1}
-        assert all(len(step.batch) <= largest_batch(table, step.module) for step in result.steps)
+        assert {step.batch_size for step in result.steps} > {1}
+        assert all(step.batch_size <= largest_batch(table, step.kind) for step in result.steps)
