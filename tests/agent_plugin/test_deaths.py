@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from sandbox_helpers import groups_of, is_gone, make_sandbox, wait_until
@@ -44,7 +45,7 @@ def user(rung, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"PYTHONPATH": os.path.dirname(__file__)},
+        env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[2]}"},
     )
     try:
         keeper = int(process.stdout.readline())
