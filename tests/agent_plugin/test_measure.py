@@ -79,6 +79,7 @@ def test_the_command_writes_a_table_that_the_driver_and_the_simulator_take(rungs
     if not rungs.present:
         pytest.skip(f"no rung: {rungs.lacking}")
     monkeypatch.setattr(measure, "ALONE", 1)
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
     out = tmp_path / "table.json"
     assert measure.main(["--samples", "2", "--seats", "2", "--rung", rungs.present[0], "--out", str(out)]) == 0
     said = capsys.readouterr().out
