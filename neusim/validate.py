@@ -19,31 +19,20 @@ if __name__ == "__main__":  # neusim/_script.py says why
     prepare(__file__)
 
 import argparse
-import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from tqdm import tqdm
 
+from neusim.validating.experiments import ShortExperiment, find_experiments, run_experiments
 from neusim.validating.reference import Comparison, compare, errors, read_results
 from neusim.validating.replay import RealRun, read_run
 from neustream.cli.arguments import Parser
-from neustream.cli.paths import ROOT, RUNS, TABLES
+from neustream.cli.paths import RUNS, TABLES
 from neustream.policies import POLICIES
 from neustream.slo import MS_PER_S
-
-KINDS = {
-    "llm": ("exp.llm", "opt-125m", ("fcfs", "neustream", "slack"), ("--requests", "80", "--max-tokens", "64")),
-    "diffusion": (
-        "exp.diffusion",
-        "dit-nano",
-        ("clockwork", "neustream", "slack"),
-        ("--requests", "200", "--load", "0.5,1.5"),
-    ),
-}
-"""By kind of model: the program that serves it, the model, the policies, and the size of its short experiment."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--slowness", type=float, default=1.0, metavar="X", help="with --reference: × the table's steps"
     )
-    result.add_argument("--kind", nargs="+", choices=tuple(KINDS), help="real experiments to run (default both)")
+    result.add_argument("--kind", nargs="+", metavar="KIND", help="real experiments to run (default all)")
     result.add_argument(
         "--policy", nargs="+", metavar="P", help="policies of the real experiments (default three each)"
     )
@@ -113,35 +102,15 @@ def relative_error(real: float, simulated: float) -> str:
     return f"{(simulated - real) / real:+.1%}" if real else "-"
 
 
-def real_runs(options: argparse.Namespace) -> Iterator[Path]:
-    """Run the short experiments, one after the other; yields each one's folder. Raises ValueError if one fails.
-
-    Each kind's latency table is measured right before, since a machine is not equally fast at all times.
-    """
-    out = options.out or RUNS / f"validate-{time.strftime('%Y%m%d-%H%M%S')}"
-    for kind in options.kind or KINDS:
-        program, model, policies, size = KINDS[kind]
-        table = out / f"{model}.json"
-        measured = False
-        for policy in options.policy or policies:
-            entry = POLICIES.get(policy)
-            if entry is None or not (entry.llm if kind == "llm" else entry.loop):
-                continue  # of those asked for, each kind of model runs what serves it
-            if not measured:
-                run_program(f"measuring {model}", ["neusim.profile", "--model", model, "--out", str(table)])
-                measured = True
-            folder = out / f"{kind}-{policy}"
-            command = [program, "--model", model, "--policy", policy, "--table", str(table), "--out", str(folder)]
-            run_program(f"serving {model} under {policy}", [*command, *size])
-            yield folder
-
-
-def run_program(what: str, command: list[str]) -> None:
-    """Run `python -m …` from the repository's root. Raises ValueError if it fails."""
-    print(f"{what} …", file=sys.stderr, flush=True)
-    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.DEVNULL)
-    if result.returncode:
-        raise ValueError(f"exit code {result.returncode} of python -m {' '.join(command)}")
+def chosen_experiments(kinds: Sequence[str] | None) -> dict[str, ShortExperiment]:
+    """The experiments of those kinds, or all. Raises ValueError for a kind that is not installed, or if none is."""
+    known = find_experiments()
+    if not known:
+        raise ValueError("no experiments are installed; `bash install.sh` installs them")
+    for kind in kinds or ():
+        if kind not in known:
+            raise ValueError(f"argument --kind: no kind {kind!r}; there are {', '.join(known)}")
+    return {kind: known[kind] for kind in dict.fromkeys(kinds or known)}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -155,7 +124,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.reference:
             show_reference(options.reference, options.slowness)
-        for folder in options.run or (real_runs(options) if not options.reference else ()):
+        folders: Iterable[Path] = options.run or ()
+        if not options.run and not options.reference:
+            out = options.out or RUNS / f"validate-{time.strftime('%Y%m%d-%H%M%S')}"
+            folders = run_experiments(chosen_experiments(options.kind), options.policy, out)
+        for folder in folders:
             show_run(read_run(folder, options.tables))
     except ValueError as error:
         command.error(str(error))

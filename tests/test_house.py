@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,19 @@ def test_a_folder_imports_only_what_stands_below_it(package):
         for module, targets in graph.items()
         for target in targets
         if module.split(".")[0] == package and target.split(".")[0] not in MAY_IMPORT[package]
+    }
+    assert wrong == set()
+
+
+def test_no_folder_names_a_module_above_it_in_a_string():
+    """A program that is started by the name of its module is an arrow too."""
+    module = re.compile(rf"({'|'.join(PACKAGES)})(\.\w+)+")
+    wrong = {
+        f"{name}: {node.value}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and module.fullmatch(node.value)
+        if node.value.split(".")[0] not in MAY_IMPORT[name.split(".")[0]]
     }
     assert wrong == set()
 

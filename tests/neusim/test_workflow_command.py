@@ -119,7 +119,7 @@ def test_without_a_rate_the_fluid_capacity_is_offered(artifact, tmp_path):
     [
         (["--budget", "hope"], "unknown budget rule 'hope'; there are carry, proportional, lookahead"),
         (["--policy", "clockwork"], "clockwork"),
-        (["--replicas", "1:2"], "--replicas gives a number for each of write_code:look:revise_code, like 1:1:1; got '1:2'"),
+        (["--replicas", "1:2"], "a number for each of write_code:look:revise_code, like 1:1:1; got '1:2'"),
         (["--replicas", "1:0:1"], "got '1:0:1'"),
         (["--rate", "0"], "must be above 0"),
         (["--slo-scale", "0.5"], "must be at least 1"),
