@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add("--goodput", nargs="+", metavar="NAME:MS", help="absolute SLO instead of scales: ttft:200 tpot:50 e2el:5000")
     add("--slo-class", action="append", metavar="NAME=…", help=f"a class of requests, repeatable: {EXAMPLE}")
     add("--requests", type=whole(1), metavar="N", help=f"requests per run (default {NUM_REQUESTS}; a trace: all)")
-    add("--seed", type=whole(0), default=0, help="of the arrivals and prompts (default 0)")
+    add("--seed", type=whole(0), default=0, help="of the workload: arrivals, step counts, prompts (default 0)")
     add("--steps", type=step_range, metavar="N|LO:HI", help="denoising steps, hi excluded (default: the model's)")
     add("--max-tokens", type=whole(1), metavar="N", help=f"output tokens of each request (default {MAX_TOKENS})")
     add("--trace", type=Path, metavar="FILE", help="requests of a trace: Azure CSV, Mooncake JSONL, ShareGPT JSON")

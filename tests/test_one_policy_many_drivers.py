@@ -80,7 +80,7 @@ def jobs(seed: int, lull: float = 0.0) -> list[Job]:
 
 
 def images(seed: int) -> list[Request]:
-    arrivals, counts = gamma_arrivals(3.0, 1.0, 30, seed), step_counts(3, 9, 30)
+    arrivals, counts = gamma_arrivals(3.0, 1.0, 30, seed), step_counts(3, 9, 30, seed)
     requests = []
     for i, (arrival, count) in enumerate(zip(arrivals, counts, strict=True)):
         route = pipeline_route(LOOP.modules, int(count))

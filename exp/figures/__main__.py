@@ -41,7 +41,7 @@ def parser() -> Parser:
     add("--policy", type=names, default=(), metavar="P,…", help="step policies (default: all)")
     add("--published", action="store_true", help="the paper's request rates (default: multiples of the capacity)")
     add("--requests", type=whole(1), metavar="N", help="requests per simulated run (default 500)")
-    add("--seed", type=whole(0), default=0, help="of arrivals and prompts (default 0)")
+    add("--seed", type=whole(0), default=0, help="of the workload: arrivals, step counts, prompts (default 0)")
     add("--processes", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="worker processes")
     add("--quick", action="store_true", help="two models, few settings, small runs: to see that it works")
     return result

@@ -47,7 +47,7 @@ def _classes(workload: PipelineWorkload | LlmWorkload | TraceWorkload) -> list[S
 
 @dataclass(frozen=True, slots=True)
 class PipelineWorkload:
-    """Images: gamma arrivals, step counts uniform in low…high−1 (from a seed of their own)."""
+    """Images: gamma arrivals, step counts uniform in low…high−1."""
 
     rate: float
     cv: float
@@ -55,12 +55,11 @@ class PipelineWorkload:
     steps: tuple[int, int]
     num_requests: int = 500
     seed: int = 0
-    steps_seed: int = 0
     classes: tuple[SloClass, ...] = ()
 
     def requests(self, table: LatencyTable) -> Iterator[Request]:
         arrivals = gamma_arrivals(self.rate, self.cv, self.num_requests, self.seed)
-        counts = step_counts(*self.steps, self.num_requests, self.steps_seed)
+        counts = step_counts(*self.steps, self.num_requests, self.seed)
         routes = {count: pipeline_route(table.modules, count) for count in range(*self.steps)}
         for i, kind in enumerate(_classes(self)):
             yield _request(i, float(arrivals[i]), routes[int(counts[i])], 1, kind, table)

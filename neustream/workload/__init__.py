@@ -1,4 +1,8 @@
-"""Workloads: when requests come and how long they are, for experiments and the simulator alike."""
+"""Workloads: when requests come and how long they are, for experiments and the simulator alike.
+
+A workload has one seed. Arrivals, prompts, step counts and SLO classes are each drawn with it anew, so that one of them
+is the same whatever the others are.
+"""
 
 from neustream.workload.arrivals import gamma_arrivals
 from neustream.workload.lengths import MAX_PROMPT, MEAN_PROMPT, MIN_PROMPT, prompt_lengths, step_counts

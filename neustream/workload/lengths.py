@@ -25,7 +25,7 @@ def prompt_lengths(num_requests: int, seed: int, *, mean: float = MEAN_PROMPT) -
     return clipped
 
 
-def step_counts(low: int, high: int, num_requests: int, seed: int = 0) -> NDArray[np.int64]:
+def step_counts(low: int, high: int, num_requests: int, seed: int) -> NDArray[np.int64]:
     """Denoising steps per request, uniform in low…high−1; shape (num_requests,)."""
     if not 1 <= low < high:
         raise ValueError(f"steps must be lo:hi with 1 <= lo < hi, got {low}:{high}")

@@ -117,10 +117,10 @@ def test_prompt_lengths_and_step_counts_keep_to_their_ranges():
     lengths = prompt_lengths(20_000, 0)
     assert (lengths.min(), lengths.max()) == (10, 400)
     assert lengths.mean() == pytest.approx(100, rel=0.06)
-    steps = step_counts(200, 250, 5000)
+    steps = step_counts(200, 250, 5000, 0)
     assert (steps.min(), steps.max()) == (200, 249)
     with pytest.raises(ValueError, match="lo:hi"):
-        step_counts(5, 5, 10)
+        step_counts(5, 5, 10, 0)
 
 
 def test_records_are_json_lines_with_times_since_the_origin(tmp_path: Path):

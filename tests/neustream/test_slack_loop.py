@@ -287,7 +287,7 @@ def test_slack_meets_at_least_as_many_as_neustream_and_gives_up_no_more_that_had
         loop, clock = fake_loop(make_policy(name, table, slo_scale=scale), table, counter.on_end)
         arrivals = gamma_arrivals(load / (20 * 0.1), cv, 60, seed=1)
         requests = []
-        for i, (arrival, steps) in enumerate(zip(arrivals.tolist(), step_counts(15, 26, 60).tolist(), strict=True)):
+        for i, (arrival, steps) in enumerate(zip(arrivals.tolist(), step_counts(15, 26, 60, 0).tolist(), strict=True)):
             route = pipeline_route(table.modules, steps)
             requests.append(Request(str(i), arrival, ScaleSlo(scale).bind(arrival, route, 1, table), route))
         drive(loop, clock, requests)
