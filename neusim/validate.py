@@ -27,7 +27,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from neusim.validating.experiments import ShortExperiment, find_experiments, run_experiments
-from neusim.validating.reference import Comparison, compare, errors, read_results
+from neusim.validating.reference import Comparison, compare, errors, read_results, with_own_speed
 from neusim.validating.replay import RealRun, read_run
 from neustream.cli.arguments import Parser
 from neustream.cli.paths import RUNS, TABLES
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--run", type=Path, nargs="+", metavar="DIR", help="folders of real runs to compare with")
     result.add_argument("--reference", type=Path, metavar="DIR", help="folder of logged runs to compare with")
     result.add_argument(
-        "--slowness", type=float, default=1.0, metavar="X", help="with --reference: × the table's steps"
+        "--slowness", type=float, metavar="X", help="with --reference: steps take X times the table's (default 1)"
     )
     result.add_argument("--kind", nargs="+", metavar="KIND", help="real experiments to run (default all)")
     result.add_argument(
@@ -52,8 +52,11 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def show_reference(folder: Path, slowness: float) -> None:
-    """Print logged and simulated counts row by row, and the errors of each model and policy."""
+def show_reference(folder: Path, slowness: float | None) -> None:
+    """Print logged and simulated counts row by row, and the errors of each model and policy.
+
+    Where the speed of the logged runs is known, once more with steps at that speed.
+    """
     settings = len({key for key, _ in read_results(folder)})
     with tqdm(total=settings, unit="run", leave=False) as bar:
         rows = compare(folder, processes=os.cpu_count() or 1, slowness=slowness, on_done=bar.update)
@@ -61,21 +64,34 @@ def show_reference(folder: Path, slowness: float) -> None:
     def pair(row: Comparison) -> tuple[str, str]:
         return row.key[1], row.key[2]
 
-    print(f"{'model':14} {'policy':10} {'rate':>5} {'cv':>4} {'slo':>5} {'logged':>6} {'simulated':>9} {'error':>6}")
+    print(
+        f"{'model':14} {'policy':10} {'rate':>5} {'cv':>4} {'slo':>5} {'logged':>6} {'simulated':>9} {'error':>6}",
+        end="",
+    )
+    print(f"  {'at own speed':>12} {'error':>6}" if any(row.at_own_speed is not None for row in rows) else "")
     for row in rows:
         _, model, system, rate, cv, scale = row.key
         setting = f"{model:14} {system:10} {rate:5g} {cv:4g} {scale:5g}"
-        note = f"  {row.in_flight} in flight at the end" if row.in_flight else ""
+        own = row.at_own_speed
+        note = f"  {own:12} {own - row.logged:+6}" if own is not None else ""
+        note += f"  {row.in_flight} in flight at the end" if row.in_flight else ""
         note += "  repeats disagree" if row.is_contradicted else ""
         print(f"{setting} {row.logged:6} {row.simulated:9} {row.simulated - row.logged:+6}{note}")
     print("\n|simulated − logged|, of 500 requests; in brackets without the settings whose own repeats disagree")
     for (model, system), group in groupby(sorted(rows, key=pair), pair):
-        figures = errors(list(group))
-        line = f"{model:14} {system:10} {figures['all_runs']:3.0f} runs"
-        for name in ("median", "p90"):
-            inner = figures.get(f"agreeing_{name}")
-            line += f"  {name} {figures[f'all_{name}']:.1f}" + (f" ({inner:.1f})" if inner is not None else "")
-        print(line)
+        chosen = list(group)
+        line = f"{model:14} {system:10} {len(chosen):3} runs{show_errors(chosen)}"
+        at_own_speed = with_own_speed(chosen)
+        print(line + (f"   at own speed{show_errors(at_own_speed)}" if at_own_speed else ""))
+
+
+def show_errors(rows: Sequence[Comparison]) -> str:
+    """Median and 90th percentile of all, and in brackets of those that are not contradicted."""
+    figures, text = errors(rows), ""
+    for name in ("median", "p90"):
+        inner = figures.get(f"agreeing_{name}")
+        text += f"  {name} {figures[f'all_{name}']:.1f}" + (f" ({inner:.1f})" if inner is not None else "")
+    return text
 
 
 def show_run(run: RealRun) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from neusim.sim import PipelineWorkload, default_device, simulate
 from neusim.validate import main
-from neusim.validating.reference import Comparison, compare, errors, read_results
+from neusim.validating import reference
+from neusim.validating.reference import Comparison, compare, errors, read_results, with_own_speed
 from neustream import LatencyTable, TableError, save_table
 from neustream.latency import BatchLatency
 from neustream.slo import ScaleSlo
@@ -27,7 +28,7 @@ needs_reference = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def rows() -> dict[tuple[str, str], list[Comparison]]:
-    wanted = {("dit-s-2-256", "neustream"), ("sd15-256", "neustream"), ("sd15-256", "clockwork")}
+    wanted = {(model, policy) for model in ("dit-s-2-256", "sd15-256") for policy in ("neustream", "clockwork")}
     grouped: dict[tuple[str, str], list[Comparison]] = {key: [] for key in wanted}
     for row in compare(REFERENCE, processes=os.cpu_count() or 1, keep=lambda key: key[1:3] in wanted):
         grouped[row.key[1], row.key[2]].append(row)
@@ -44,7 +45,6 @@ def test_neustream_is_within_ten_requests_in_the_median_and_25_in_nine_of_ten(ro
     assert figures["agreeing_p90"] <= 25
 
 
-@needs_reference
 @needs_reference
 @pytest.mark.parametrize("model", ["dit-s-2-256", "sd15-256"])
 def test_neustream_is_within_eight_requests_in_the_median_where_the_logs_agree(rows, model):
@@ -80,6 +80,17 @@ def test_clockwork_on_stable_diffusion_is_within_fifteen_requests_in_the_median(
 
 
 @needs_reference
+def test_at_the_speed_of_its_logged_runs_dit_is_as_near_as_stable_diffusion(rows):
+    """The speed was read off runs of clockwork; neustream's had no part in it."""
+    clockwork = with_own_speed(rows["dit-s-2-256", "clockwork"])
+    neustream = with_own_speed(rows["dit-s-2-256", "neustream"])
+    assert min(len(clockwork), len(neustream)) >= 20
+    assert errors(clockwork)["all_median"] <= 30
+    assert errors(neustream)["all_median"] <= 8
+    assert errors(neustream)["agreeing_p90"] <= 25
+
+
+@needs_reference
 def test_neustream_serves_more_than_clockwork_wherever_both_were_logged(rows):
     simulated = {row.key: row.simulated for row in rows["sd15-256", "neustream"]}
     for row in rows["sd15-256", "clockwork"]:
@@ -88,10 +99,10 @@ def test_neustream_serves_more_than_clockwork_wherever_both_were_logged(rows):
             assert simulated[other] > row.simulated
 
 
-def folder(tmp_path: Path, goods: list[int]) -> Path:
+def folder(tmp_path: Path, goods: list[int], scale: float = 9.0) -> Path:
     table = LatencyTable("sd-hand", "gpu", {"denoise": BatchLatency((1, 2), (0.01, 0.012))})
     save_table(table, table_path(tmp_path / "tables", "gpu", "sd-hand"))
-    row = {"device": "gpu", "model": "sd-hand", "system": "neustream", "rate": 0.5, "cv": 1.0, "slo": 9.0}
+    row = {"device": "gpu", "model": "sd-hand", "system": "neustream", "rate": 0.5, "cv": 1.0, "slo": scale}
     (tmp_path / "results.json").write_text(json.dumps([row | {"good": good} for good in goods]))
     return tmp_path
 
@@ -109,6 +120,23 @@ def test_every_logged_run_is_compared_and_contradictions_are_told_apart(tmp_path
     out = capsys.readouterr().out
     assert "sd-hand        neustream    0.5    1     9    490       500    +10\n" in out
     assert "2 runs  median 5.0 (5.0)  p90 9.0 (9.0)" in out
+
+
+def test_where_the_speed_of_the_logged_runs_is_known_both_figures_are_given(tmp_path, capsys, monkeypatch):
+    """Steps twice as long as the table says: under a scale of 1.5 everybody is served late."""
+    monkeypatch.setattr(reference, "OWN_SPEED", {("gpu", "sd-hand"): 2.0})
+    logs = folder(tmp_path, [480, 300], scale=1.5)
+    assert main(["--reference", str(logs)]) == 0
+    own = capsys.readouterr().out
+    assert [(row.simulated, row.at_own_speed) for row in compare(logs)] == [(497, 0), (497, 0)]
+    assert [row.simulated for row in with_own_speed(compare(logs))] == [0, 0]
+    assert "  error  at own speed  error\n" in own
+    assert "0.5    1   1.5    480       497    +17             0   -480  repeats disagree\n" in own
+    assert "2 runs  median 107.0  p90 179.0   at own speed  median 390.0  p90 462.0\n" in own
+    assert main(["--reference", str(logs), "--slowness", "2"]) == 0
+    chosen = capsys.readouterr().out
+    assert "own speed" not in chosen
+    assert "0.5    1   1.5    480         0   -480  repeats disagree\n" in chosen
 
 
 def test_a_damaged_folder_is_named(tmp_path, capsys):
