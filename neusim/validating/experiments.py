@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Literal
 
@@ -46,7 +47,7 @@ class ShortExperiment:
 def find_experiments() -> dict[str, ShortExperiment]:
     """What is installed, by kind. Raises ValueError for an entry that is no `ShortExperiment` or cannot be loaded."""
     found = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+    for entry in sorted(_entries(), key=lambda entry: entry.name):
         try:
             experiment = entry.load()
         except (ImportError, AttributeError) as error:
@@ -55,6 +56,16 @@ def find_experiments() -> dict[str, ShortExperiment]:
             raise ValueError(f"experiment {entry.name}: {entry.value} must be a ShortExperiment, is {experiment!r:.60}")
         found[entry.name] = experiment
     return found
+
+
+def _entries() -> Sequence[EntryPoint]:
+    """What is installed. An installation in place that is older than the checkout lacks the group: then its own."""
+    installed = tuple(entry_points(group=GROUP))
+    project = ROOT / "pyproject.toml"
+    if installed or not project.is_file():
+        return installed
+    groups = tomllib.loads(project.read_text())["project"].get("entry-points", {})
+    return [EntryPoint(name, value, GROUP) for name, value in groups.get(GROUP, {}).items()]
 
 
 def run_experiments(

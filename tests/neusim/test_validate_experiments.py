@@ -22,8 +22,11 @@ IMAGES = ShortExperiment("my.images", "spot", ("clockwork",), "loop", ())
 
 
 @pytest.fixture
-def install(monkeypatch):
+def install(monkeypatch, tmp_path):
+    """Makes these the installed entries, in a folder that is no checkout."""
+
     def install(**values: str) -> None:
+        monkeypatch.setattr(experiments, "ROOT", tmp_path)
         entries = [EntryPoint(name, value, GROUP) for name, value in values.items()]
         monkeypatch.setattr(experiments, "entry_points", lambda group: entries if group == GROUP else [])
 
@@ -51,6 +54,11 @@ def test_the_experiments_of_this_checkout_are_found_and_their_flags_are_known(in
         config.add_arguments(command)
         options = command.parse_args(flags)
         assert (options.model, options.policy) == (experiment.model, "neustream")
+
+
+def test_an_installation_that_is_older_than_its_checkout_has_the_checkouts_experiments(monkeypatch):
+    monkeypatch.setattr(experiments, "entry_points", lambda group: [])
+    assert list(find_experiments()) == sorted(BROUGHT)
 
 
 def test_each_kind_is_measured_once_and_runs_the_policies_that_it_can(ran, tmp_path):
