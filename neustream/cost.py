@@ -45,7 +45,8 @@ def mixed_seconds(table: LatencyTable, plan: StepPlan) -> float:
         pieces += [(request.pending, request.processed) for request in plan.batch]
     work = sum(tokens for tokens, _ in pieces)
     squares = sum(tokens * tokens for tokens, _ in pieces)
-    shape = Shape(len(pieces) + decodes.batch, work + decodes.batch, squares + decodes.batch, work)
+    begun = sum(processed == 0 for _, processed in pieces)  # what a prompt costs beside its tokens is paid once
+    shape = Shape(begun, work + decodes.batch, squares + decodes.batch, work)
     per_context = decode.slope
     read = decodes.context + sum(processed for _, processed in pieces)
     together = prefill.predict(shape) + per_context * read

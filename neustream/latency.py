@@ -110,8 +110,14 @@ class TokensLatency:
     coef: tuple[float, float, float]
     tokens: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
+    per_prompt: float = 0.0
+    """Seconds for each prompt beside its tokens: of its picture in the vision tower, where each prompt has one."""
 
     def predict(self, shape: Shape) -> float:
+        return self.per_prompt * shape.batch + self.of_tokens(shape)
+
+    def of_tokens(self, shape: Shape) -> float:
+        """Seconds of the tokens alone."""
         tokens, work = self.tokens, shape.work
         if not tokens:
             return self._positive(work, self.formula(work, shape.work_squared))

@@ -16,8 +16,9 @@ KV_BLOCK = 16
 """Tokens in one block of keys and values (vLLM's default), where a table does not say."""
 STEP_TOKENS = 2048
 """Prompt tokens that one prefill step may hold, where a table does not say: vLLM's default for these models."""
-SCHEMAS = (1, 2)
-"""1: as published. 2: a `context` module may carry a grid of its constant term over the batch size."""
+SCHEMAS = (1, 2, 3)
+"""1: as published. 2: a `context` module may carry a grid of its constant term over the batch size.
+3: a `tokens` module may carry `per_prompt`, the seconds of each prompt beside those of its tokens."""
 
 
 class TableError(ValueError):
@@ -187,7 +188,10 @@ def _parse_module(where: str, fields: Any, step_tokens: int) -> LatencyModel:
         coef = _numbers(f"{where}.coef", fields.get("coef"), length=3)
         if coef[0] <= 0 and coef[1] <= 0:
             raise TableError(f"{where}.coef is {list(coef)}, expected its first or second number above 0")
-        prefill = TokensLatency((coef[0], coef[1], coef[2]), *_grid(where, fields, "tokens"))
+        (per_prompt,) = _numbers(f"{where}.per_prompt", [fields.get("per_prompt", 0.0)])
+        if per_prompt < 0:
+            raise TableError(f"{where}.per_prompt is {per_prompt}, expected seconds of at least 0")
+        prefill = TokensLatency((coef[0], coef[1], coef[2]), *_grid(where, fields, "tokens"), per_prompt=per_prompt)
         _check_formula(where, prefill, step_tokens)
         return prefill
     if kind == "context":
@@ -256,10 +260,13 @@ def table_to_json(table: LatencyTable) -> dict[str, Any]:
             modules[name] = {"kind": "tokens", "coef": list(model.coef)}
             if model.tokens:
                 modules[name] |= {"tokens": list(model.tokens), "seconds": list(model.seconds)}
+            if model.per_prompt:
+                schema = 3
+                modules[name]["per_prompt"] = model.per_prompt
         elif isinstance(model, ContextLatency):
             modules[name] = {"kind": "context", "coef": list(model.coef)}
             if model.batch:
-                schema = 2
+                schema = max(schema, 2)
                 modules[name] |= {"batch": list(model.batch), "seconds": list(model.seconds)}
         else:
             raise TypeError(f"module {name!r} has a latency model without a file form: {type(model).__name__}")

@@ -12,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neustream import LatencyTable, Shape, TableError, load_table, save_table
+from neustream.cost import step_seconds
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency, interpolate
+from neustream.plan import Piece, StepPlan
+from neustream.request import Request
+from neustream.route import llm_route
+from neustream.slo import NO_DEADLINES
 from neustream.tables import TableName, find_table, parse_table, table_name, table_path
 
 GOOD = {
@@ -275,3 +280,32 @@ def test_a_table_of_another_model_under_a_name_with_devices_is_refused(tmp_path:
     put(tmp_path, "opt-13b.tp2", "opt-66b", tensor_parallel=2)
     with pytest.raises(TableError, match="model is 'opt-66b', expected 'opt-13b'"):
         find_table(tmp_path, "h200", "opt-13b.tp2")
+
+
+def test_a_prompt_may_cost_more_than_its_tokens_whatever_the_grid_says(tmp_path: Path) -> None:
+    """As a picture does, which passes a vision tower before its tokens are there."""
+    plain = TokensLatency((0.1, 0.01, 0.001), (32, 64), (0.5, 0.9))
+    model = TokensLatency((0.1, 0.01, 0.001), (32, 64), (0.5, 0.9), per_prompt=0.25)
+    for batch, work in ((1, 20), (2, 48), (3, 100)):
+        shape = Shape(batch, work, 3000, work)
+        assert model.predict(shape) == pytest.approx(plain.predict(shape) + batch * 0.25)
+    assert model.alone(48) == pytest.approx(0.95)
+    for latency, schema in ((plain, 1), (model, 3)):
+        save_table(LatencyTable("m", "d", {"prefill": latency}), tmp_path / "t.json")
+        assert json.loads((tmp_path / "t.json").read_text())["schema"] == schema
+        assert load_table(tmp_path / "t.json")["prefill"] == latency
+    data = json.loads((tmp_path / "t.json").read_text())
+    data["modules"]["prefill"]["per_prompt"] = -1
+    with pytest.raises(TableError, match=r"modules\.prefill\.per_prompt is -1\.0, expected seconds of at least 0"):
+        parse_table(data)
+
+
+def test_what_a_prompt_costs_beside_its_tokens_is_paid_with_its_first_piece() -> None:
+    modules = {"prefill": TokensLatency((0.1, 0.01, 0.0), per_prompt=0.25), "decode": ContextLatency((0.01, 0.0))}
+    table = LatencyTable("m", "d", modules)
+    route = llm_route(4)
+    new, begun, running = (Request(name, 0.0, NO_DEADLINES, route, 40) for name in ("new", "begun", "running"))
+    begun.process(10)
+    running.advance(0.0)
+    pieces = (Piece(new, 20), Piece(begun, 20))
+    assert step_seconds(table, StepPlan("decode", (running,), pieces=pieces)) == pytest.approx(0.1 + 0.01 * 41 + 0.25)
