@@ -22,11 +22,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from neusim.estimating.llm import opt_modules
+from neusim.estimating.llm import llm_modules
 from neusim.estimating.roofline import BYTES, Roofline
 from neustream.catalog import find_model
 from neustream.catalog.accelerators import ACCELERATORS, GIGA, TERA, Accelerator, find_accelerator
-from neustream.catalog.llms import MEMORY_SHARE, OptShape
+from neustream.catalog.llms import MEMORY_SHARE, LlmShape
 from neustream.cli.arguments import Parser
 from neustream.cli.paths import TABLES
 from neustream.tables import LatencyTable, save_table, table_name, table_path
@@ -43,7 +43,7 @@ def estimate(model: str, device: str, *, tp: int | None = None, dtype: str = "fl
     if dtype not in BYTES:
         raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(BYTES)}")
     found = find_model(model)
-    if isinstance(found, OptShape):
+    if isinstance(found, LlmShape):
         return _estimate_llm(found, accelerator, DEFAULT_TP.get(found.name, 1) if tp is None else tp, dtype)
     if tp not in (None, 1):
         raise ValueError(f"--tp is for language models; {model} runs on one device")
@@ -54,7 +54,7 @@ def estimate(model: str, device: str, *, tp: int | None = None, dtype: str = "fl
     return LatencyTable(found.name, accelerator.name, dict(modules), describe(roofline, dtype))
 
 
-def _estimate_llm(shape: OptShape, device: Accelerator, tp: int, dtype: str) -> LatencyTable:
+def _estimate_llm(shape: LlmShape, device: Accelerator, tp: int, dtype: str) -> LatencyTable:
     if tp < 1:
         raise ValueError(f"--tp must be at least 1, got {tp}")
     weights = shape.num_parameters * BYTES[dtype]
@@ -65,8 +65,10 @@ def _estimate_llm(shape: OptShape, device: Accelerator, tp: int, dtype: str) -> 
             f"{MEMORY_SHARE:.0%} of {device.memory_bytes / GIGA:.0f} GB are there; give --tp {enough} or more"
         )
     roofline = Roofline(device, dtype, tp=tp)
-    modules = opt_modules(shape, roofline, dtype)
+    modules = llm_modules(shape, roofline, dtype)
     info = {"tensor_parallel": tp, "kv_blocks": shape.kv_blocks(device.memory_bytes * tp, BYTES[dtype])}
+    if shape.picture_tokens:
+        info |= {"picture_tokens": shape.picture_tokens}
     return LatencyTable(shape.name, device.name, modules, describe(roofline, dtype) | info)
 
 
@@ -98,9 +100,13 @@ def describe(roofline: Roofline, dtype: str) -> dict[str, Any]:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = Parser(prog="estimate.py", description=(__doc__ or "").split("\n")[0])
-    result.add_argument("--model", required=True, help="opt-… or an image model, such as opt-13b, sd15-512")
+    result.add_argument(
+        "--model", required=True, help="a language or an image model, such as opt-13b, llava-1.5-7b, sd15-512"
+    )
     result.add_argument("--device", required=True, help=f"one of {', '.join(ACCELERATORS)}")
-    result.add_argument("--tp", type=int, help="devices that share an OPT model (opt-30b: 2, opt-66b: 4, others: 1)")
+    result.add_argument(
+        "--tp", type=int, help="devices that share a language model (opt-30b: 2, opt-66b: 4, others: 1)"
+    )
     result.add_argument("--dtype", default="float16", help=f"one of {', '.join(BYTES)} (default: float16)")
     result.add_argument("--out", type=Path, default=TABLES, help="folder of tables (default: neusim/tables)")
     return result

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from neustream.catalog.llms import OptShape, known_shape, load_shape
+from neustream.catalog.llms import LlmShape, known_shape, load_shape
 from neustream.cli.arguments import BadInput
 
 
@@ -17,7 +17,7 @@ from neustream.cli.arguments import BadInput
 class Model:
     """A model as the experiments need it, before anything is loaded."""
 
-    shape: OptShape
+    shape: LlmShape
     folder: Path | None = None
 
     @property

@@ -13,7 +13,7 @@ from neusim.profiling.memory import MemoryPlan, TooLarge, free_ram, plan_memory
 from neusim.profiling.settings import Settings, SettingsError
 from neusim.profiling.visits import Partial, partial_path
 from neusim.profiling.vllm_timer import EngineTimer, load_engine, num_threads, versions
-from neustream.catalog.llms import OptShape, load_shape
+from neustream.catalog.llms import LlmShape, load_shape
 from neustream.catalog.machine import check_tensor_parallel, cpu_flags, free_gpu_bytes
 from neustream.latency import Shape
 from neustream.tables import STEP_TOKENS, LatencyTable
@@ -52,7 +52,7 @@ def profile(settings: Settings) -> LatencyTable:
     return _table(settings, model, dtype, plan, points, visits)
 
 
-def check(settings: Settings) -> tuple[OptShape, str, MemoryPlan]:
+def check(settings: Settings) -> tuple[LlmShape, str, MemoryPlan]:
     """The model, the dtype and how to measure it. Raises SettingsError for what cannot be; loads nothing."""
     try:
         model = load_shape(settings.model)
@@ -90,7 +90,7 @@ def _dtypes(settings: Settings) -> tuple[str, ...]:
     return ("bfloat16",) if BFLOAT16_FLAGS & cpu_flags() else ("float32", "bfloat16")
 
 
-def _key(settings: Settings, model: OptShape, dtype: str, plan: MemoryPlan) -> dict[str, Any]:
+def _key(settings: Settings, model: LlmShape, dtype: str, plan: MemoryPlan) -> dict[str, Any]:
     """What must be the same for kept visits to be used; `repeats` may grow."""
     return {
         "model": model.config(model.num_layers),
@@ -105,7 +105,7 @@ def _key(settings: Settings, model: OptShape, dtype: str, plan: MemoryPlan) -> d
 
 def _table(
     settings: Settings,
-    model: OptShape,
+    model: LlmShape,
     dtype: str,
     plan: MemoryPlan,
     points: list[Point],
@@ -135,7 +135,7 @@ def _table(
     return LatencyTable(settings.name, settings.slug, {"prefill": prefill, "decode": decode}, info)
 
 
-def _full_depth(model: OptShape, plan: MemoryPlan, points: list[Point], visits: Visits[Point]) -> dict[Point, float]:
+def _full_depth(model: LlmShape, plan: MemoryPlan, points: list[Point], visits: Visits[Point]) -> dict[Point, float]:
     """Seconds of each point at the model's full depth; points never timed undisturbed are left out if others remain."""
     depths = plan.layers or (model.num_layers,)
     by_depth = [trusted({point: visits[point.at(depth)] for point in points}) for depth in depths]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from neustream.catalog.llms import OptShape
+from neustream.catalog.llms import LlmShape
 
 GIB = 1 << 30
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -38,7 +38,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    model: OptShape, dtype: str, free_bytes: float, *, layers: tuple[int, int] | None, cache_tokens: int
+    model: LlmShape, dtype: str, free_bytes: float, *, layers: tuple[int, int] | None, cache_tokens: int
 ) -> MemoryPlan:
     """Choose between the whole model and two depths of it.
 

@@ -28,7 +28,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from neustream.catalog import OptShape, find_model
+from neustream.catalog import LlmShape, find_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,5 +46,5 @@ class Target:
 def find_target(model: str) -> Target:
     """The profiler of `model`. Raises ValueError, one line, where there is none."""
     found = find_model(model)
-    kind = "llm" if isinstance(found, OptShape) else "diffusion"
+    kind = "llm" if isinstance(found, LlmShape) else "diffusion"
     return Target(found.name, f"neusim.profiling.{kind}")

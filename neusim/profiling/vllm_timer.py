@@ -18,7 +18,7 @@ from neusim.profiling.grid import Point
 from neusim.profiling.memory import GIB, MemoryPlan
 from neusim.profiling.settings import Settings, SettingsError
 from neustream.capacity import MAX_SEQS
-from neustream.catalog.llms import OptShape
+from neustream.catalog.llms import LlmShape
 from neustream.tables import STEP_TOKENS
 from vllm_patch import engine
 
@@ -26,7 +26,7 @@ TOKEN = 5
 """What stands for a generated token where the forward pass is skipped; any id that is not special."""
 
 
-def load_engine(model: OptShape, settings: Settings, dtype: str, plan: MemoryPlan) -> Any:
+def load_engine(model: LlmShape, settings: Settings, dtype: str, plan: MemoryPlan) -> Any:
     """An LLMEngine with random weights, configured as the experiments configure theirs, no policy set.
 
     Raises SettingsError where vLLM is missing or was built for the other kind of device.
@@ -140,13 +140,19 @@ class EngineTimer:
 
     def _set_depth(self, num_layers: int) -> None:
         """Let the model run its first `num_layers` layers only. All of them are loaded, so this costs nothing."""
-        if self._layers is None and num_layers == self.engine.model_config.hf_config.num_hidden_layers:
+        if self._layers is None and num_layers == self.engine.model_config.hf_text_config.num_hidden_layers:
             return
-        decoder = self.engine.model_executor.driver_worker.model_runner.model.model.decoder
+        decoder = _decoder(self.engine.model_executor.driver_worker.model_runner.model)
         if self._layers is None:
             self._layers = list(decoder.layers)
         if len(decoder.layers) != num_layers:
             decoder.layers = type(decoder.layers)(self._layers[:num_layers])
+
+
+def _decoder(model: Any) -> Any:
+    """The module of vLLM's OPT, Llama or LLaVA whose `layers` are the decoder's."""
+    text = getattr(model, "language_model", None) or model.model
+    return getattr(text, "decoder", text)
 
 
 def versions() -> str:

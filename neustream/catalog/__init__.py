@@ -8,15 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from neustream.catalog.images import MODELS, ModelSpec
-from neustream.catalog.llms import KNOWN, OptShape, known_shape, load_shape
+from neustream.catalog.llms import KNOWN, LlmShape, OptShape, known_shape, load_shape
 
-__all__ = ["ModelSpec", "OptShape", "find_model"]
+__all__ = ["LlmShape", "ModelSpec", "OptShape", "find_model"]
 
 
-def find_model(name: str) -> OptShape | ModelSpec:
+def find_model(name: str) -> LlmShape | ModelSpec:
     """The shape of a language model or the specification of an image pipeline of that name.
 
-    `name` may also be a local folder with an OPT model's `config.json`. Raises ValueError, one line that names the
+    `name` may also be a local folder with a language model's `config.json`. Raises ValueError, one line that names the
     known models, for any other name, and for a folder that holds something else.
     """
     spec = MODELS.get(name)

@@ -9,7 +9,7 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
-from neustream.catalog.llms import OptShape
+from neustream.catalog.llms import LlmShape
 
 DEVICES = ("cpu", "cuda")
 
@@ -45,7 +45,7 @@ def free_gpu_bytes() -> int:
     return int(rows[0].split()[0]) << 20  # "80000 MiB"
 
 
-def check_tensor_parallel(model: OptShape, tp: int, device: str) -> None:
+def check_tensor_parallel(model: LlmShape, tp: int, device: str) -> None:
     """Raises ValueError if vLLM cannot spread the model over `tp` devices of this machine."""
     if model.num_heads % tp:
         raise ValueError(f"--tp must divide the {model.num_heads} heads of {model.name}, got {tp}")

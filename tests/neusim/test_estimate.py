@@ -12,12 +12,13 @@ import pytest
 
 from neusim import estimate as estimating
 from neusim.estimate import TABLES, main
-from neusim.estimating.llm import OptCost
+from neusim.estimating.llm import LlmCost
 from neusim.estimating.roofline import Assumptions, Kernel, Roofline, product
 from neustream import LatencyTable, Shape, load_table
 from neustream.catalog.accelerators import ACCELERATORS
-from neustream.catalog.llms import OPT_SHAPES
+from neustream.catalog.llms import LLMS, OPT_SHAPES
 from neustream.cli.paths import ROOT
+from neustream.latency import TokensLatency
 from neustream.tables import find_table
 
 REFERENCE = Path(os.environ.get("NEUSTREAM_REFERENCE") or ROOT.parent / "shared" / "reference")
@@ -65,8 +66,24 @@ def test_an_all_reduce_makes_two_rounds_over_the_ring() -> None:
 def test_a_decode_step_reads_every_weight_once() -> None:
     shape = OPT_SHAPES["opt-13b"]
     assume = Assumptions(memory_efficiency=1.0, kernel_floor_s=0.0, llm_step_host_s=0.0, llm_sequence_host_s=0.0)
-    seconds = OptCost(shape, Roofline(A6000, "float16", assume), "float16").decode(1)
+    seconds = LlmCost(shape, Roofline(A6000, "float16", assume), "float16").decode(1)
     assert seconds == pytest.approx(shape.num_parameters * 2 / A6000.bytes_per_s, rel=0.01)
+
+
+def test_a_llama_like_model_reads_its_gated_layers_once_and_a_tower_adds_its_seconds_to_each_prompt() -> None:
+    """The two 7b models differ in the vision tower alone, as far as a step of theirs goes."""
+    code, sight = LLMS["codellama-7b"], LLMS["llava-1.5-7b"]
+    assume = Assumptions(memory_efficiency=1.0, kernel_floor_s=0.0, llm_step_host_s=0.0, llm_sequence_host_s=0.0)
+    seconds = LlmCost(code, Roofline(A6000, "float16", assume), "float16").decode(1)
+    read = code.num_parameters - code.vocabulary * code.hidden  # of the word embedding one row only
+    assert seconds == pytest.approx(read * 2 / A6000.bytes_per_s, rel=0.05)
+    with_tower, without = (estimate(shape.name, "a6000")["prefill"] for shape in (sight, code))
+    assert isinstance(with_tower, TokensLatency)
+    assert 0.008 < with_tower.per_prompt < 0.04
+    for batch in (1, 4):
+        shape = Shape(batch, 700 * batch, 490_000 * batch, 700 * batch)
+        more = with_tower.predict(shape) - without.predict(shape)
+        assert more == pytest.approx(batch * with_tower.per_prompt, rel=0.02)
 
 
 def test_more_devices_are_faster_and_a_faster_device_is_too() -> None:
@@ -101,7 +118,7 @@ def test_a_traced_network_has_the_published_operations() -> None:
     assert sum(kernel.flops for kernel in kernels) / 2 == pytest.approx(published, rel=0.02)
 
 
-@pytest.mark.parametrize("model", ["dit-nano", "sd-nano", "palette-nano", "opt-125m"])
+@pytest.mark.parametrize("model", ["dit-nano", "sd-nano", "palette-nano", "opt-125m", "codellama-7b"])
 def test_every_kind_of_model_gets_a_table_that_loads(model: str, tmp_path: Path) -> None:
     assert main(["--model", model, "--device", "l40s", "--out", str(tmp_path)]) == 0
     table = find_table(tmp_path, "l40s", model)

@@ -25,6 +25,9 @@ TINY = {
     "do_layer_norm_before": True,
 }
 
+CLIP = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
+LLAVA = {"model_type": "llava", "text_config": {"model_type": "llama"}, "vision_config": CLIP}
+
 
 def run(*command: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -134,7 +137,14 @@ def test_bad_input_is_refused_before_torch_or_vllm_is_imported(tmp_path: Path) -
     [
         (None, "cannot be read"),
         ("{", "is not JSON"),
-        ('{"model_type": "llama"}', "model_type is 'llama'; only OPT models"),
+        ('{"model_type": "gpt2"}', "model_type is 'gpt2'; only 'opt', 'llama' and 'llava' are known here"),
+        ('{"model_type": "llama", "num_hidden_layers": 0}', "num_hidden_layers is 0, expected a whole number from 1"),
+        ('{"model_type": "llava"}', "text_config is of model_type None, expected 'llama'"),
+        (json.dumps(LLAVA | {"vision_config": {"model_type": "siglip"}}), "model_type 'siglip', expected 'clip_vision"),
+        (
+            json.dumps(LLAVA | {"vision_config": CLIP | {"patch_size": 15}}),
+            "image_size 336 is no multiple of patch_siz",
+        ),
         (json.dumps(TINY | {"ffn_dim": 0}), "ffn_dim is 0, expected a whole number from 1"),
         (json.dumps(TINY | {"num_attention_heads": 3}), "hidden_size 128 is no multiple of 3 heads"),
     ],
