@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
-from neusim.bound.demand import Demand
+from neusim.bound.demand import Crowd, Demand, Resources
 from neusim.bound.llm import llm_demands
 from neusim.bound.loop import loop_demands
 from neustream.policies import is_llm
 from neustream.request import Request
-from neustream.tables import LatencyTable
+from neustream.tables import KV_BLOCK, LatencyTable
 
 Layout = Literal["interleaved", "process"]
 Floats = NDArray[np.float64]
@@ -42,30 +42,48 @@ def request_bound(
     table: LatencyTable,
     *,
     devices: Layout = "process",
+    groups: Sequence[Sequence[str]] | None = None,
     max_batch: int | None = None,
+    handover: float = 0.0,
+    overhead: float = 0.0,
+    contention: Literal["table", "full", "none"] = "none",
+    kv_blocks: int | None = None,
+    block_size: int = KV_BLOCK,
 ) -> int:
     """The most of these fresh requests that any schedule on one device could serve within their SLO.
 
     `devices` says how the modules of a pipeline share it: "interleaved", one step at a time over all of them, or
-    "process" (which is valid for both), each module in a process of its own, where only the busiest module's work
-    counts, since modules overlap. `max_batch` bounds the seats in one step, where the device does. Every step is
-    taken to cost what the table says, at any batch size; a device that is faster than its table can beat the bound.
+    "process", several steps at once in several processes. `groups` are the modules of each process, by default one
+    each. As long as `handover`, `contention` and `overhead` are left alone, "process" is valid for both. They mean
+    what they mean in `neusim.sim.Device`, as do `kv_blocks` and `block_size` (None: memory without bounds). No batch
+    of a pipeline is larger than the table allows (`largest_batch`); `max_batch` bounds the seats in one step further.
+    Every step is taken to cost what the table says; a device that is faster than its table can beat the bound.
+
+    Raises ValueError for values out of range, and for a table whose form is not known here.
     """
     if devices not in ("interleaved", "process"):
         raise ValueError(f"devices must be interleaved or process, got {devices!r}")
-    if max_batch is not None and max_batch < 1:
-        raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+    if groups is not None and devices == "interleaved" and len(groups) > 1:
+        raise ValueError(f"several groups of modules need devices process, got {groups!r}")
+    split = groups or [[module] for module in table.modules]
+    resources = Resources(
+        None if devices == "interleaved" else tuple(tuple(group) for group in split),
+        max_batch,
+        handover,
+        overhead,
+        contention,
+        kv_blocks,
+        block_size,
+    )
     ordered = sorted(requests, key=lambda request: request.arrival)
     # What is true of a part of the requests is true of all: the bounds of consecutive parts add up.
     parts = [ordered[i : i + MAX_REQUESTS] for i in range(0, len(ordered), MAX_REQUESTS)]
-    return sum(_bound(part, table, devices == "interleaved", max_batch) for part in parts)
+    demands = llm_demands if is_llm(table) else loop_demands
+    crowd = Crowd.of(ordered)
+    return sum(_bound(part, *demands(part, table, resources, crowd)) for part in parts)
 
 
-def _bound(requests: Sequence[Request], table: LatencyTable, is_shared: bool, max_batch: int | None) -> int:
-    if is_llm(table):
-        eligible, demands = llm_demands(requests, table, max_batch)
-    else:
-        eligible, demands = loop_demands(requests, table, is_shared, max_batch)
+def _bound(requests: Sequence[Request], eligible: NDArray[np.bool_], demands: Sequence[Demand]) -> int:
     arrivals = np.array([request.arrival for request in requests])[eligible]
     served = largest_set(arrivals, [demand.of(eligible) for demand in demands])
     return math.floor(served + ROUNDING)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from neusim.bound import request_bound
-from neusim.sim.device import Device
+from neusim.sim.device import Device, Layout
 from neusim.sim.run import simulate
 from neusim.sim.workload import LlmWorkload, PipelineWorkload, TraceWorkload, Workload
 from neustream.capacity import llm_capacity
@@ -136,30 +136,37 @@ def run_policy(sweep: Sweep, point: Point, policy: str) -> dict[str, Any]:
     }
 
 
-def run_bound(sweep: Sweep, point: Point) -> int | None:
-    """Requests that no schedule could serve within their SLO at this point; None where it is not known."""
+def run_bound(sweep: Sweep, point: Point, layout: Layout) -> int | None:
+    """Requests that no schedule could serve within their SLO at this point and layout; None where it is not known."""
     if not sweep.can_be_bounded:
         return None
     workload = sweep.workload(point)
     if isinstance(workload, TraceWorkload):
         workload = replace(workload, is_hidden=False)
     requests = list(workload.requests(sweep.table))
-    seats = sweep.device.max_num_seqs if is_llm(sweep.table) else None
-    return request_bound(requests, sweep.table, devices=sweep.device.layout, max_batch=seats)
+    device = sweep.device if layout == sweep.device.layout else replace(sweep.device, layout=layout, groups=None)
+    return request_bound(
+        requests,
+        sweep.table,
+        devices=layout,
+        groups=device.processes(sweep.table),
+        max_batch=device.max_num_seqs if is_llm(sweep.table) else None,
+        handover=device.handover,
+        overhead=device.overhead,
+        contention=device.contention,
+        kv_blocks=device.kv_blocks,
+        block_size=device.block_size,
+    )
 
 
 def run_sweep(sweep: Sweep, *, processes: int = 1, on_done: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
     """Run it all; rows in order of the points, and of the policies within each. `on_done` is told of each task."""
-    bounds: dict[int, int | None] = {}
-    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    done: dict[Task, Any] = {}
     for task, outcome in _outcomes(list(_tasks(sweep)), sweep, processes):
-        point, policy = task
-        if policy is None:
-            bounds[point] = outcome
-        else:
-            rows[point, policy] = outcome
+        done[task] = outcome
         on_done()
-    return [rows[i, j] | {"bound": bounds.get(i)} for i in range(len(sweep.points)) for j in range(len(sweep.policies))]
+    rows = [(i, done[i, j]) for i in range(len(sweep.points)) for j in range(len(sweep.policies))]
+    return [row | {"bound": done.get((i, row["layout"]))} for i, row in rows]
 
 
 def num_tasks(sweep: Sweep) -> int:
@@ -167,21 +174,24 @@ def num_tasks(sweep: Sweep) -> int:
     return sum(1 for _ in _tasks(sweep))
 
 
-Task = tuple[int, int | None]
-"""Positions of a point and of a policy; no policy: the point's bound."""
+Task = tuple[int, int | Layout]
+"""Positions of a point and of a policy; or a point's bound for those policies that run in this layout."""
 
 
 def _tasks(sweep: Sweep) -> Iterator[Task]:
+    layouts = dict.fromkeys(sweep.device.under(policy).layout for policy in sweep.policies)
     for i in range(len(sweep.points)):
         for j in range(len(sweep.policies)):
             yield i, j
         if sweep.can_be_bounded:
-            yield i, None
+            yield from ((i, layout) for layout in layouts)
 
 
 def _run(sweep: Sweep, task: Task) -> Any:
-    point, policy = sweep.points[task[0]], task[1]
-    return run_bound(sweep, point) if policy is None else run_policy(sweep, point, sweep.policies[policy])
+    point, what = sweep.points[task[0]], task[1]
+    if isinstance(what, int):
+        return run_policy(sweep, point, sweep.policies[what])
+    return run_bound(sweep, point, what)
 
 
 def _outcomes(tasks: list[Task], sweep: Sweep, processes: int) -> Iterator[tuple[Task, Any]]:
