@@ -18,6 +18,9 @@ from agent_plugin.sandbox.confine import Confinement, confine, set_cpu_limit
 OUT_OF_MEMORY = 120
 """Exit status of a program that died of a MemoryError."""
 
+MAX_FRAMES = 100
+"""Frames of a traceback that are printed, the innermost ones: a recursion may leave millions."""
+
 
 def warm_up() -> None:
     """Import matplotlib and draw once, so that the fonts and the canvas are there."""
@@ -46,7 +49,7 @@ def run(path: str) -> int:
         raise
     except BaseException as error:
         trace = error.__traceback__
-        traceback.print_exception(type(error), error, trace.tb_next if trace else None)
+        traceback.print_exception(type(error), error, trace.tb_next if trace else None, limit=-MAX_FRAMES)
         return OUT_OF_MEMORY if isinstance(error, MemoryError) else 1
     return 0
 

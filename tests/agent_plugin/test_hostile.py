@@ -26,7 +26,7 @@ ENDS = {
     "thread_that_stays": {"timed_out", "failed"},
     "memory_bomb": {"out_of_memory"},
     "shared_memory_bomb": {"out_of_memory", "failed"},
-    "recursion": {"killed", "out_of_memory", "failed"},
+    "recursion": {"killed", "out_of_memory", "out_of_cpu", "failed"},
     "one_big_file": {"failed"},
     "disk_flood": {"too_much_disk", "too_many_files"},
     "disk_flood_elsewhere": {"too_much_disk", "too_many_files"},

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import Future
 
 import pytest
+from sandbox_helpers import make_sandbox
 
 from agent_plugin.sandbox.client import SandboxRefused
 from agent_plugin.sandbox.result import Picture, ToolResult
@@ -80,6 +81,7 @@ def test_the_command_writes_a_table_that_the_driver_and_the_simulator_take(rungs
         pytest.skip(f"no rung: {rungs.lacking}")
     monkeypatch.setattr(measure, "ALONE", 1)
     monkeypatch.setattr(measure, "PAUSE", 0.0)
+    monkeypatch.setattr(measure, "Sandbox", make_sandbox)
     out = tmp_path / "table.json"
     assert measure.main(["--samples", "2", "--seats", "2", "--rung", rungs.present[0], "--out", str(out)]) == 0
     said = capsys.readouterr().out
