@@ -76,8 +76,9 @@ class Clockwork:
 
     def _continue(self, under_way: list[Request], limits: Limits) -> StepPlan:
         """The next step of the batch under way. Where memory has split it, those furthest behind go first."""
-        behind = min((request.stage, -request.left[request.stage]) for request in under_way)
-        batch = [request for request in under_way if (request.stage, -request.left[request.stage]) == behind]
+        places = [(request.stage, -request.left[request.stage]) for request in under_way]
+        behind = min(places)
+        batch = [request for request, place in zip(under_way, places, strict=True) if place == behind]
         module = batch[0].module
         return StepPlan(module, tuple(batch[: limits.max_batch.get(module, len(batch))]))
 
@@ -110,7 +111,8 @@ def _split(streams: Streams) -> tuple[list[Request], list[Request]]:
     waiting: list[Request] = []
     for request in streams:
         stage = request.stage
-        is_begun = request.left[stage] != request.route[stage].visits
-        came_through = any(earlier.visits and earlier.module in modules for earlier in request.route[:stage])
-        (under_way if is_begun or came_through else waiting).append(request)
+        is_under_way = request.left[stage] != request.route[stage].visits or (
+            stage > 0 and any(earlier.visits and earlier.module in modules for earlier in request.route[:stage])
+        )
+        (under_way if is_under_way else waiting).append(request)
     return under_way, waiting
