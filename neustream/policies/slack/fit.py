@@ -217,13 +217,13 @@ class Line:
         """Whether those `count` fit, in turns of `size`: what `FluidFit.all_fit` says of them."""
         if count <= self._fit.largest:
             order, steps, margins, tails = self._by_steps
-            chosen = is_kept[order]
+            chosen = is_kept[order].nonzero()[0]
             if meets_together(steps[chosen], margins[chosen], tails[chosen], self._fit.curve):
                 return True
         if not size:
             return False
         order, margins, tails = self._by_margin
-        chosen = is_kept[order]
+        chosen = is_kept[order].nonzero()[0]
         latest = self._margins[is_kept] - self._steps[is_kept] * self._fit.seconds[size]
         return meets_in_turns(margins[chosen], tails[chosen], latest, size)
 

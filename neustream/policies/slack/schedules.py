@@ -16,7 +16,7 @@ def meets_together(steps: Floats, margins: Floats, tails: Floats, curve: Floats)
     segments[1:] -= steps[:-1]
     segments *= curve[len(steps) : 0 : -1]
     segments += tails
-    ends = segments.cumsum()
+    ends = np.add.accumulate(segments)
     ends -= tails
     return not np.count_nonzero(ends > margins)
 
@@ -30,10 +30,10 @@ def meets_in_turns(due: Floats, tails: Floats, latest: Floats, size: int) -> boo
     """
     latest.sort()
     latest_sums = np.zeros(len(due) + 1)
-    latest.cumsum(out=latest_sums[1:])
+    np.add.accumulate(latest, out=latest_sums[1:])
     num_late = latest.searchsorted(due)
-    must = (num_late - _counts(len(due))) * due - latest_sums[num_late] + due.cumsum()
-    return not np.count_nonzero(must > size * (due - tails.cumsum() + tails))
+    must = (num_late - _counts(len(due))) * due - latest_sums[num_late] + np.add.accumulate(due)
+    return not np.count_nonzero(must > float(size) * (due - np.add.accumulate(tails) + tails))
 
 
 @lru_cache(maxsize=1024)
