@@ -1,4 +1,4 @@
-"""A virtual clock and a fake executor that takes the latency model's word: for tests of policies and drivers."""
+"""A virtual clock, a fake executor that takes the latency model's word, and two small tables: for tests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from neustream.cost import step_seconds
 from neustream.driver import Callbacks
 from neustream.history import StepHistory
+from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.loop import DONE, StepLoop, StepResult
 from neustream.plan import Limits, StepPlan
 from neustream.policies.base import StepPolicy
@@ -15,6 +16,23 @@ from neustream.records import StepRecord
 from neustream.request import Request
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
+
+LLM_TABLE = LatencyTable(
+    "opt",
+    "d",
+    {"prefill": TokensLatency((0.02, 0.001, 0.0)), "decode": ContextLatency((0.03, 1e-5), (1, 8), (0.03, 0.05))},
+)
+"""A made-up language model: 0.02 s and 1 ms a token for a prompt, 0.03 to 0.05 s for a step of 1 to 8."""
+PIPELINE_TABLE = LatencyTable(
+    "dit",
+    "d",
+    {
+        "text_encoder": BatchLatency((1, 2), (0.01, 0.015)),
+        "denoise": BatchLatency((1, 2, 4, 8), (0.1, 0.12, 0.16, 0.24)),
+        "vae": BatchLatency((1, 2), (0.05, 0.1)),
+    },
+)
+"""A made-up pipeline whose steps hardly slow down with the batch: 8 take 2.4 times as long as one."""
 
 
 class VirtualClock:

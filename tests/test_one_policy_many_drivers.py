@@ -16,28 +16,16 @@ from neusim.sim import Device, SimulatedDriver, SimulatedRequest, named_policy, 
 from neustream import POLICIES, LatencyTable, Limits, Request, ScaleSlo, make_policy, save_table
 from neustream.cost import shape_of
 from neustream.driver import Ask, Driver
-from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.request import OnMiss
 from neustream.route import DECODE, PREFILL, llm_route, pipeline_route
+from neustream.testing import LLM_TABLE as LLM
+from neustream.testing import PIPELINE_TABLE as LOOP
 from neustream.testing import VirtualClock, drive, fake_loop
 from neustream.workload import gamma_arrivals, step_counts
 
 Trace = list[tuple[float, str, list[str]]]
 Ends = dict[str, tuple[str, int, int]]
 MAX_SEQS, MAX_TOKENS, BLOCK = 8, 128, 4
-LLM = LatencyTable(
-    "opt-hand",
-    "paper",
-    {"prefill": TokensLatency((0.01, 0.0002, 0.0)), "decode": ContextLatency((0.01, 1e-6), (1, 8), (0.01, 0.014))},
-)
-LOOP = LatencyTable(
-    "dit-hand",
-    "paper",
-    {
-        "denoise": BatchLatency((1, 2, 4, 8), (0.1, 0.12, 0.16, 0.24)),
-        "vae": BatchLatency((1, 2), (0.05, 0.1)),
-    },
-)
 
 
 SHARED = [name for name, entry in POLICIES.items() if entry.llm and not entry.splits]
@@ -252,7 +240,7 @@ def test_prompts_are_planned_alike_where_memory_is_short(
 @pytest.mark.parametrize("seed", range(3))
 def test_images_are_planned_alike_by_fake_executor_and_simulator(policy: str, seed: int) -> None:
     expected, expected_ends = through_core(policy, LOOP, images(seed))
-    assert {module for _, module, _ in expected} == {"denoise", "vae"}
+    assert {module for _, module, _ in expected} == set(LOOP.modules)
     assert len(expected_ends) == 30
     assert through_simulator(policy, LOOP, images(seed)) == (expected, expected_ends)
     asks = [Ask(r.request_id, r.arrival, SimulatedRequest(r.route), {"slo_scale": 2.5}) for r in images(seed)]

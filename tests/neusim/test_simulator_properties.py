@@ -16,24 +16,12 @@ from neusim.sim import Device, LlmWorkload, PipelineWorkload, Workload, default_
 from neusim.sim.memory import KvMemory
 from neusim.sim.sweep import Sweep, points, run_sweep
 from neustream import POLICIES, LatencyTable, Outcome, Request, ScaleSlo
-from neustream.latency import BatchLatency, ContextLatency, TokensLatency
+from neustream.latency import BatchLatency
 from neustream.records import StepRecord
+from neustream.testing import LLM_TABLE as LLM
+from neustream.testing import PIPELINE_TABLE as LOOP
 from neustream.testing import drive, fake_loop
 
-LLM = LatencyTable(
-    "opt",
-    "d",
-    {"prefill": TokensLatency((0.02, 0.001, 0.0)), "decode": ContextLatency((0.03, 1e-5), (1, 8), (0.03, 0.05))},
-)
-LOOP = LatencyTable(
-    "dit",
-    "d",
-    {
-        "text_encoder": BatchLatency((1, 2), (0.01, 0.015)),
-        "denoise": BatchLatency((1, 2, 4, 8), (0.1, 0.12, 0.16, 0.24)),
-        "vae": BatchLatency((1, 2), (0.05, 0.1)),
-    },
-)
 LLM_NAMES = [name for name, entry in POLICIES.items() if entry.llm]
 LOOP_NAMES = [name for name, entry in POLICIES.items() if entry.loop]
 LOOP_DEVICES = [Device(), Device("process"), Device("process", handover=0.0, overhead=0.01, jitter=0.2)]

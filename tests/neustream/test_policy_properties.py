@@ -24,25 +24,12 @@ from neustream import (
     make_policy,
 )
 from neustream.cost import remaining_alone
-from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.route import llm_route, pipeline_route
 from neustream.slo import NO_DEADLINES
+from neustream.testing import LLM_TABLE as LLM
+from neustream.testing import PIPELINE_TABLE as LOOP
 from neustream.testing import drive, fake_loop
 
-LLM = LatencyTable(
-    "opt",
-    "d",
-    {"prefill": TokensLatency((0.02, 0.001, 0.0)), "decode": ContextLatency((0.03, 1e-5), (1, 8), (0.03, 0.05))},
-)
-LOOP = LatencyTable(
-    "dit",
-    "d",
-    {
-        "text_encoder": BatchLatency((1, 2), (0.01, 0.015)),
-        "denoise": BatchLatency((1, 2, 4, 8), (0.1, 0.12, 0.16, 0.24)),
-        "vae": BatchLatency((1, 2), (0.05, 0.1)),
-    },
-)
 ROUNDING = 1e-9
 """Seconds: a policy may subtract where a test adds."""
 KINDS = [
