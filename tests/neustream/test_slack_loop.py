@@ -198,7 +198,10 @@ def test_step_seconds_never_fall_with_the_batch():
     assert seconds_by_batch(table, "denoise") == [0.0, 1.0, 1.0, 1.2]
 
 
-jobs_of = st.lists(st.tuples(st.integers(1, 4), st.floats(0.5, 16.0)), min_size=1, max_size=3)
+jobs_of = st.lists(
+    st.builds(lambda steps, pace: (steps, steps * pace), st.integers(1, 4), st.floats(1.0, 4.0)), min_size=1, max_size=3
+)
+"""Steps and margins, few of them out of reach."""
 
 
 def needs_of(*jobs: tuple[int, float]) -> Needs:
@@ -245,7 +248,7 @@ def test_leaving_somebody_out_never_makes_the_others_miss(drawn):
     st.integers(1, 6),
     st.integers(0, 12),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_line_keeps_a_run_that_fits_whatever_is_tried_first(drawn, largest, guess):
     """What a line says of its runs by bounds and by orders made once is what the two schedules say of each."""
     fit = FluidFit([0.0, 1.0, 1.4, 1.6, 2.1, 2.9, 3.1], largest)
