@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
@@ -11,6 +12,9 @@ from pathlib import Path
 
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Shared memory of a Ray that this program starts; what does not fit is spilled to disk."""
+
+KNOCK_SECONDS = 10.0
+"""Seconds within which a cluster's address must answer."""
 
 
 def join_ray(address: str | None, bundles: Sequence[dict[str, float]]) -> Callable[[], None]:
@@ -28,8 +32,9 @@ def join_ray(address: str | None, bundles: Sequence[dict[str, float]]) -> Callab
         return lambda: None
     if address is not None:
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="error")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise ValueError(f"no Ray cluster can be joined at {address!r}: {first}") from error
         return leave
@@ -45,6 +50,19 @@ def join_ray(address: str | None, bundles: Sequence[dict[str, float]]) -> Callab
         logging_level="error",
     )
     return leave
+
+
+def _knock(address: str) -> None:
+    """See whether anybody answers there: Ray itself would ask a silent address for minutes. Raises OSError if not.
+
+    Raises ValueError for what is neither `auto` nor HOST:PORT.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("expected auto, or HOST:PORT")
+    socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
 
 
 def search_path() -> dict[str, str]:

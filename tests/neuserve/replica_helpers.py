@@ -21,10 +21,10 @@ TOOLS = LatencyTable("t", "d", {TOOL: BatchLatency((1, 8), (0.005, 0.005))})
 WORKFLOW = Workflow(
     "plot",
     (
-        Node("write", "m", max_units=8),
+        Node("write", "m", max_units=200_000),
         Node("execute", "t", kind="tool"),
-        Node("repair", "m", max_units=8, pool="write"),
-        Node("look", "m", max_units=8, pool="write"),
+        Node("repair", "m", max_units=200_000, pool="write"),
+        Node("look", "m", max_units=200_000, pool="write"),
     ),
     (
         Edge("write", "execute"),
@@ -47,7 +47,8 @@ class Writes:
             raise KeyError("no prompt")
         crash = inputs.payload.get("crash") == self.node
         made = f"{inputs.run_id}:{self.node}"
-        return Prepared({"size": 10, "units": self.units, "result": made, "crash": crash}, 10)
+        units = inputs.payload.get("units", self.units)
+        return Prepared({"size": 10, "units": units, "result": made, "crash": crash}, 10)
 
     def label(self, inputs: Inputs, result: Any) -> str:
         if inputs.payload.get("unlabelled") == self.node:
