@@ -123,4 +123,4 @@ class StepHistory:
             known = self.lengths.get(request.slo_class)
             if known is None:
                 known = self.lengths[request.slo_class] = LengthHistory()
-            known.add(request.units)
+            known.add(request.units, is_cut=request.units >= request.max_units)

@@ -46,3 +46,38 @@ def test_only_outputs_that_came_to_their_end_count_each_in_its_class():
         history.finished(request)
     lengths = history.limits(Limits()).lengths
     assert {name: known.mean() for name, known in lengths.items()} == {"chat": 3.0, "batch": 7.0}
+
+
+def kept_by_product_limit(lengths, cut, units):
+    """The share of outputs that go on beyond `units`, by the definition of the product-limit estimate."""
+    share = 1.0
+    for length in sorted({length for length in lengths if length <= units}):
+        at_risk = sum(other >= length for other in lengths)
+        ended = sum(other == length and not is_cut for other, is_cut in zip(lengths, cut, strict=True))
+        share *= 1 - ended / at_risk
+    return share
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=20), st.integers(0, 12))
+def test_the_likely_length_is_where_half_of_those_that_go_on_have_ended(outputs, units):
+    history = LengthHistory()
+    for length, is_cut in outputs:
+        history.add(length, is_cut)
+    lengths, cut = zip(*outputs, strict=True)
+    gone_on = kept_by_product_limit(lengths, cut, units)
+    likely = history.likely().beyond(units, 100)
+    if gone_on < 1e-9:  # everybody had ended by then: as far again
+        assert likely == 2 * units
+        return
+    for length in range(units + 1, 100):
+        if kept_by_product_limit(lengths, cut, length) <= 0.5 * gone_on + 1e-9:
+            assert likely == length
+            return
+    assert likely == 100
+
+
+def test_outputs_that_all_ran_to_their_maximum_say_nothing_but_the_maximum():
+    history = LengthHistory()
+    for _ in range(20):
+        history.add(64, is_cut=True)
+    assert [history.likely().beyond(units, 300) for units in (0, 10, 64, 80)] == [300] * 4

@@ -28,15 +28,17 @@ class Candidate(NamedTuple):
     pending: int
     laxity: float
     """Seconds by which its prefill could start later and still be in time; negative: it is late."""
+    left: int
+    """Units still to come, by the forecast."""
 
     def catches_up(self, first_end: float, step: float, forgiven: float) -> bool:
         """Whether, after its next unit at `first_end`, steps of `step` seconds bring it back in time.
 
-        It has to be before more than the share `forgiven` of its remaining output is late.
+        It has to be before more than the share `forgiven` of what is still to come is late.
         """
         request = self.request
         units = request.units + request.in_flight
-        ahead = max(int(forgiven * sum(request.left)), 1)
+        ahead = max(int(forgiven * self.left), 1)
         return first_end + ahead * step <= request.deadlines.at(units + 1 + ahead)
 
 
@@ -62,7 +64,7 @@ class Cut(NamedTuple):
 
     def plus(self, candidate: Candidate, limits: Limits, is_late: bool) -> Cut:
         """With one more; nobody waits for the deadlines of a late one."""
-        request, pending, _ = candidate
+        request, pending, _, left = candidate
         batch, work, squares, context = self.shape
         width = request.width
         units = request.units + request.in_flight
@@ -75,7 +77,7 @@ class Cut(NamedTuple):
         first_due, second_due = self.first_due, self.second_due
         if request.next_deadline < first_due:
             first_due = request.next_deadline
-        if sum(request.left) > 1:
+        if left > 1:
             second = request.deadlines.at(units + 2)
             if second < second_due:
                 second_due = second
@@ -218,6 +220,6 @@ def _member(candidate: Candidate) -> Member:
     """The candidate once its prefill is done."""
     request = candidate.request
     units = request.units + request.in_flight
-    left = sum(request.left) - 1  # every visit delivers a unit
+    left = candidate.left - 1
     context = (request.size + units + 1) * request.width
     return left, context, request.width, request.deadlines.at(units + 1 + left)

@@ -8,6 +8,7 @@ import numpy as np
 
 from neustream.latency import LatencyModel, Shape
 from neustream.plan import UNLIMITED, Limits
+from neustream.request import Request
 
 SIZES = 2048
 """Batch sizes for which the step's constant part is tabulated; larger ones cost as much as this one."""
@@ -15,9 +16,34 @@ SIZES = 2048
 Member = tuple[int, int, int, float]
 """A request that decodes: `(steps left, Σ context of its next step, width, deadline of its last unit)`.
 
-Steps left are by its maximum, since nobody knows when a text will end. The deadline is infinite where
-nothing is promised.
+Steps left are by the forecast. The deadline is infinite where nothing is promised.
 """
+ENOUGH = 8
+"""Outputs of a class that have to have finished before their lengths say anything; until then the maximum counts."""
+SHARE = 0.5
+"""Of the outputs that go on as far as one under way, the share that the length which is expected of it covers."""
+
+
+class LengthForecast:
+    """How many units requests have still to deliver: what was seen of their class, and at most what their route has."""
+
+    __slots__ = ("_likely",)
+
+    def __init__(self, limits: Limits) -> None:
+        lengths = limits.lengths
+        self._likely = {name: known.likely(SHARE) for name, known in lengths.items() if len(known) >= ENOUGH}
+
+    def __bool__(self) -> bool:
+        return bool(self._likely)
+
+    def units_left(self, request: Request) -> int:
+        """Units still to come: at least 1."""
+        most = sum(request.left)
+        likely = self._likely.get(request.slo_class)
+        if likely is None:
+            return most
+        done = request.units + request.in_flight
+        return likely.beyond(done, done + most) - done
 
 
 class DecodeForecast:

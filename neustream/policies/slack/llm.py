@@ -12,7 +12,7 @@ from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
 from neustream.policies.base import USUAL, PolicyContext
 from neustream.policies.slack.admission import Admission, Candidate, Residents
-from neustream.policies.slack.forecast import DecodeForecast, Member
+from neustream.policies.slack.forecast import DecodeForecast, LengthForecast, Member
 from neustream.request import Request
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
@@ -55,9 +55,10 @@ class SlackLlm:
            where they catch up before `FORGIVEN` of their output has come late.
         """
         running = streams[DECODE]
-        overdue, waiting, late, rejected = self._triage(now, streams, limits)
+        lengths = LengthForecast(limits)
+        overdue, waiting, late, rejected = self._triage(now, streams, limits, lengths)
         if overdue or waiting or late:
-            residents = self._residents(now, streams, limits)
+            residents = self._residents(now, streams, limits, lengths)
             admission = Admission(now, residents, limits, self.prefill, self.forecast)
             if admission.add_overdue(overdue):
                 admission.add_in_time(waiting)
@@ -70,7 +71,7 @@ class SlackLlm:
             return StepPlan(DECODE, tuple(running), rejected)
         return StepPlan(rejected=rejected)
 
-    def _triage(self, now: float, streams: Streams, limits: Limits) -> Triage:
+    def _triage(self, now: float, streams: Streams, limits: Limits, lengths: LengthForecast) -> Triage:
         """Sort out the waiting. Preempted requests are never rejected: they have delivered units already."""
         overdue: list[Candidate] = []
         waiting: list[Candidate] = []
@@ -82,8 +83,9 @@ class SlackLlm:
             pending = request.pending
             alone = self._prefill_alone(pending) * slowness
             laxity = request.next_deadline - now - alone
-            candidate = Candidate(request, pending, laxity)
-            if request.units and now >= _overdue_at(request, alone, base + slope * pending):
+            left = lengths.units_left(request) if lengths else sum(request.left)
+            candidate = Candidate(request, pending, laxity, left)
+            if request.units and now >= _overdue_at(candidate, alone, base + slope * pending):
                 overdue.append(candidate)
             elif laxity >= 0.0 and request.units_on_time == request.units:
                 waiting.append(candidate)
@@ -98,7 +100,7 @@ class SlackLlm:
         late.sort(key=lambda candidate: -candidate.laxity)
         return Triage(overdue, waiting, late, tuple(rejected))
 
-    def _residents(self, now: float, streams: Streams, limits: Limits) -> Residents:
+    def _residents(self, now: float, streams: Streams, limits: Limits, lengths: LengthForecast) -> Residents:
         """What the running requests hold and ask for."""
         batch = context = 0
         promised = math.inf
@@ -111,7 +113,7 @@ class SlackLlm:
             wide = (request.size + planned) * width
             batch += width
             context += wide
-            left = request.left[request.stage]
+            left = lengths.units_left(request) if lengths else request.left[request.stage]
             due = request.next_deadline
             if request.units_on_time != units or due < now:
                 late.append((request, left, wide))
@@ -141,7 +143,8 @@ class SlackLlm:
         return alone
 
 
-def _overdue_at(request: Request, alone: float, step: float) -> float:
+def _overdue_at(candidate: Candidate, alone: float, step: float) -> float:
     """When a preempted request has waited, since its last unit, for as long as the rest would take it alone."""
-    assert request.last_unit_at is not None
-    return request.last_unit_at + alone + (sum(request.left) - 1) * step
+    last = candidate.request.last_unit_at
+    assert last is not None
+    return last + alone + (candidate.left - 1) * step
