@@ -55,4 +55,6 @@ def resolve_model(text: str) -> Model:
         shape = load_shape(text)
     except ValueError as error:
         raise BadInput(str(error)) from error
+    if shape.picture_tokens:
+        raise BadInput(f"{shape.name} reads pictures, which this experiment does not send; name a model of texts")
     return Model(shape, folder=Path(text).resolve() if known_shape(text) is None else None)

@@ -46,5 +46,9 @@ class Target:
 def find_target(model: str) -> Target:
     """The profiler of `model`. Raises ValueError, one line, where there is none."""
     found = find_model(model)
+    if isinstance(found, LlmShape) and found.picture_tokens:
+        raise ValueError(
+            f"{found.name} reads pictures, whose time is not measured yet: `neusim/estimate.py` estimates its table"
+        )
     kind = "llm" if isinstance(found, LlmShape) else "diffusion"
     return Target(found.name, f"neusim.profiling.{kind}")

@@ -45,6 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("flags", "message"),
     [
         ("--model gpt-5", "unknown model 'gpt-5'; there are opt-125m"),
+        ("--model llava-nano", "llava-nano reads pictures"),
         ("--policy best", "unknown policy 'best'; there are vllm, "),
         ("--policy clockwork", "unknown policy 'clockwork'"),
         ("--policy chunked", "splits prompts over several steps, which vLLM 0.5.4 cannot do; fcfs, "),

@@ -137,6 +137,7 @@ def test_bad_input_is_refused_before_torch_or_vllm_is_imported(tmp_path: Path) -
     [
         (None, "cannot be read"),
         ("{", "is not JSON"),
+        (json.dumps(LLAVA), "reads pictures, whose time is not measured yet"),
         ('{"model_type": "gpt2"}', "model_type is 'gpt2'; only 'opt', 'llama' and 'llava' are known here"),
         ('{"model_type": "llama", "num_hidden_layers": 0}', "num_hidden_layers is 0, expected a whole number from 1"),
         ('{"model_type": "llava"}', "text_config is of model_type None, expected 'llama'"),
