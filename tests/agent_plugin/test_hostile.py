@@ -130,9 +130,11 @@ def test_nothing_is_left_of_hostile_programs(rung, tmp_path):
 
 
 def test_a_program_cannot_see_what_the_one_before_it_left(held):
+    look = "import os; print(os.listdir('.'), os.listdir(os.environ['TMPDIR']))"
+    before = held.run(look)  # a checkout under the temporary folder is mounted there
     held.run("open('mine', 'w').write('x'); import os; open(os.environ['TMPDIR'] + '/mine', 'w').write('x')")
-    after = held.run("import os; print(os.listdir('.'), os.listdir(os.environ['TMPDIR']))")
-    assert after.stdout == "['program.py'] []\n"
+    assert before.stdout.startswith("['program.py'] [") and "mine" not in before.stdout
+    assert held.run(look).stdout == before.stdout
 
 
 def test_the_callers_environment_reaches_no_program(held, monkeypatch):
