@@ -133,7 +133,8 @@ def test_a_program_cannot_see_what_the_one_before_it_left(held):
     look = "import os; print(os.listdir('.'), os.listdir(os.environ['TMPDIR']))"
     before = held.run(look)  # a checkout under the temporary folder is mounted there
     held.run("open('mine', 'w').write('x'); import os; open(os.environ['TMPDIR'] + '/mine', 'w').write('x')")
-    assert before.stdout.startswith("['program.py'] [") and "mine" not in before.stdout
+    assert before.stdout.startswith("['program.py'] [")
+    assert "mine" not in before.stdout
     assert held.run(look).stdout == before.stdout
 
 
