@@ -63,6 +63,18 @@ ACCELERATORS = {
             "NVIDIA A100 data sheet",
         ),
         Accelerator(
+            "a100-80g-pcie", "A100 PCIe 80 GB", 312 * TERA, 19.5 * TERA, 1935 * GIGA, 80 * GIGA, 108, PCIE4,
+            "NVIDIA A100 data sheet",
+        ),
+        Accelerator(
+            "a100-40g", "A100 SXM 40 GB", 312 * TERA, 19.5 * TERA, 1555 * GIGA, 40 * GIGA, 108, NVLINK3,
+            "NVIDIA A100 data sheet",
+        ),
+        Accelerator(
+            "a100-40g-pcie", "A100 PCIe 40 GB", 312 * TERA, 19.5 * TERA, 1555 * GIGA, 40 * GIGA, 108, PCIE4,
+            "NVIDIA A100 data sheet",
+        ),
+        Accelerator(
             "l40s", "L40S", 362.05 * TERA, 91.6 * TERA, 864 * GIGA, 48 * GIGA, 142, PCIE4,
             "NVIDIA L40S data sheet",
         ),
