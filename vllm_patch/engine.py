@@ -50,6 +50,17 @@ def check_device(device: str) -> None:
         )
 
 
+def cpu_cache_gib() -> int:
+    """GiB of the KV cache of an engine on a CPU, where nothing else is asked for: the environment's, else KV_CACHE_GIB.
+
+    Raises ValueError for a VLLM_CPU_KVCACHE_SPACE that is no whole number.
+    """
+    text = os.environ.get("VLLM_CPU_KVCACHE_SPACE", str(KV_CACHE_GIB))
+    if not text.strip().isdecimal():
+        raise ValueError(f"VLLM_CPU_KVCACHE_SPACE must be whole GiB, got {text!r}")
+    return int(text) or KV_CACHE_GIB  # vLLM takes 0 for its default, which is ours
+
+
 def load_engine(
     folder: Path,
     *,

@@ -9,15 +9,15 @@ from neusim.profiling.depth import extrapolate
 from neusim.profiling.fit import fit_decode, fit_prefill
 from neusim.profiling.grid import CONTEXT_TOKENS, Point, llm_points
 from neusim.profiling.measure import Visits, disturbed, measure, spread, trusted
-from neusim.profiling.memory import MemoryPlan, TooLarge, free_ram, plan_memory
+from neusim.profiling.memory import KvCache, MemoryPlan, TooLarge, cpu_cache, free_ram, gpu_cache, plan_memory
 from neusim.profiling.settings import Settings, SettingsError
 from neusim.profiling.visits import Partial, partial_path
 from neusim.profiling.vllm_timer import EngineTimer, load_engine, num_threads, versions
 from neustream.catalog.llms import LlmShape, load_shape
-from neustream.catalog.machine import check_tensor_parallel, cpu_flags, free_gpu_bytes
+from neustream.catalog.machine import check_tensor_parallel, cpu_flags, free_gpu_bytes, total_gpu_bytes
 from neustream.latency import Shape
 from neustream.tables import STEP_TOKENS, LatencyTable
-from vllm_patch.engine import check_device
+from vllm_patch.engine import check_device, cpu_cache_gib
 
 QUICK_REPEATS, FULL_REPEATS = 5, 9
 QUICK_SECONDS, FULL_SECONDS = 1.0, 10.0
@@ -30,6 +30,7 @@ def profile(settings: Settings) -> LatencyTable:
     """Measure prefill and decode on the real engine and fit them. See `registry` for the contract."""
     model, dtype, plan = check(settings)
     print(f"{model.name} on {settings.slug}: {plan.reason}")
+    cache = planned_cache(settings, model, dtype)  # first: loading an engine sets what the environment says
     engine = load_engine(model, settings, dtype, plan)
     timer = EngineTimer(engine, model.vocabulary)
     max_len = engine.model_config.max_model_len - 2 * timer.decode_steps
@@ -49,7 +50,23 @@ def profile(settings: Settings) -> LatencyTable:
         progress=settings.progress,
         label=model.name,
     )
-    return _table(settings, model, dtype, plan, points, visits)
+    if settings.device == "cuda" and plan.layers is None:
+        has = engine.cache_config
+        cache = KvCache(int(has.num_gpu_blocks), int(has.block_size), "the engine that was measured")
+    return _table(settings, model, dtype, plan, points, visits, cache)
+
+
+def planned_cache(settings: Settings, model: LlmShape, dtype: str) -> KvCache:
+    """The KV cache that an engine of the experiments would have for the whole model. Raises SettingsError.
+
+    A profile's own engine may have another: it holds what is measured, and on a CPU no more than that.
+    """
+    if settings.device == "cuda":
+        return gpu_cache(model, dtype, total_gpu_bytes() * settings.tp)
+    try:
+        return cpu_cache(model, dtype, cpu_cache_gib(), tp=settings.tp)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def check(settings: Settings) -> tuple[LlmShape, str, MemoryPlan]:
@@ -110,6 +127,7 @@ def _table(
     plan: MemoryPlan,
     points: list[Point],
     visits: Visits[Point],
+    cache: KvCache,
 ) -> LatencyTable:
     noise = spread(visits)
 
@@ -130,6 +148,7 @@ def _table(
         "disturbed": round(disturbed(visits), 4),
         "fit": {"prefill": prefill_report, "decode": decode_report},
     }
+    info |= cache.info
     if plan.layers:
         info |= {"layers_measured": list(plan.layers), "num_layers": model.num_layers}
     return LatencyTable(settings.name, settings.slug, {"prefill": prefill, "decode": decode}, info)

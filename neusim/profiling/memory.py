@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from neustream.catalog.llms import LlmShape
+from neustream.catalog.shapes import MEMORY_SHARE
+from neustream.tables import KV_BLOCK
 
 GIB = 1 << 30
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -76,6 +79,33 @@ def plan_memory(
         )
     spare = int((room - weights(depth)) // GIB) * GIB
     return MemoryPlan(depths, depth, max(min(cache(depth, cache_tokens), spare), GIB), reason)
+
+
+class KvCache(NamedTuple):
+    """The KV cache that an engine of the experiments has for a model on this machine."""
+
+    blocks: int
+    block_size: int
+    source: str
+    """How the number of blocks came about, for people."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Fields of a latency table. Empty where there is no room for a block: such an engine serves nothing."""
+        fields = {"kv_blocks": self.blocks, "kv_block_size": self.block_size, "kv_blocks_from": self.source}
+        return fields if self.blocks > 0 else {}
+
+
+def cpu_cache(model: LlmShape, dtype: str, gib: int, *, tp: int = 1, block_size: int = KV_BLOCK) -> KvCache:
+    """The cache of the whole model on a CPU, where each of `tp` processes gives `gib` GiB to it."""
+    block = ITEM_BYTES[dtype] * model.kv_elements(model.num_layers) * block_size
+    return KvCache(gib * GIB * tp // block, block_size, f"VLLM_CPU_KVCACHE_SPACE of {gib} GiB")
+
+
+def gpu_cache(model: LlmShape, dtype: str, total_bytes: float, *, block_size: int = KV_BLOCK) -> KvCache:
+    """The cache of the whole model on GPUs with so much memory together: what its weights leave of vLLM's share."""
+    blocks = model.kv_blocks(total_bytes, ITEM_BYTES[dtype], block_size)
+    return KvCache(blocks, block_size, f"{MEMORY_SHARE:.0%} of {size(total_bytes)} less the weights")
 
 
 def size(num_bytes: float) -> str:

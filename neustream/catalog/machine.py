@@ -39,7 +39,16 @@ def gpu_names() -> list[str]:
 
 def free_gpu_bytes() -> int:
     """Free memory of the first visible NVIDIA GPU. Raises ValueError where there is none."""
-    rows = _nvidia_smi("memory.free")
+    return _gpu_bytes("memory.free")
+
+
+def total_gpu_bytes() -> int:
+    """All memory of the first visible NVIDIA GPU. Raises ValueError where there is none."""
+    return _gpu_bytes("memory.total")
+
+
+def _gpu_bytes(field: str) -> int:
+    rows = _nvidia_smi(field)
     if not rows:
         raise ValueError("the driver lists no NVIDIA GPU on this machine")
     return int(rows[0].split()[0]) << 20  # "80000 MiB"

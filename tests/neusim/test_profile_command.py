@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from neusim.profile import main, print_fit
+from neusim.profiling.memory import ITEM_BYTES
 from neustream.latency import ContextLatency, Shape, TokensLatency
 from neustream.tables import load_table
 
@@ -175,9 +176,13 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, caps
 def test_a_tiny_model_is_profiled_end_to_end(tiny: Path, tmp_path: Path, layers: list[str]) -> None:
     out = tmp_path / "tables" / "tiny.json"
     command = ["neusim/profile.py", "--model", str(tiny), "--device", "cpu", "--quick", "--repeats", "1"]
-    result = run(*command, "--out", str(out), *layers, OMP_NUM_THREADS="1")
+    result = run(*command, "--out", str(out), *layers, OMP_NUM_THREADS="1", VLLM_CPU_KVCACHE_SPACE="3")
     assert result.returncode == 0, result.stderr
     table = load_table(out, model="tiny-opt")
+    # What an engine of the experiments would have, whatever the one that was measured was given.
+    block = 2 * TINY["num_hidden_layers"] * 128 * ITEM_BYTES[table.info["dtype"]] * 16
+    assert (table.kv_blocks, table.kv_block_size) == (3 * 2**30 // block, 16)
+    assert table.info["kv_blocks_from"] == "VLLM_CPU_KVCACHE_SPACE of 3 GiB"
     prefill, decode = table["prefill"], table["decode"]
     assert isinstance(prefill, TokensLatency)
     assert isinstance(decode, ContextLatency)

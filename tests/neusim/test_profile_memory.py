@@ -1,11 +1,15 @@
 """Where tables go, what devices are called, and which models are measured whole."""
 
+from pathlib import Path
+
 import pytest
 
 from neusim.profiling import memory
-from neusim.profiling.memory import GIB, TooLarge, free_ram, plan_memory
-from neusim.profiling.settings import TABLES, make_settings
+from neusim.profiling.llm import planned_cache
+from neusim.profiling.memory import GIB, TooLarge, free_ram, gpu_cache, plan_memory
+from neusim.profiling.settings import TABLES, Settings, SettingsError, make_settings
 from neustream.catalog import machine as devices
+from neustream.catalog.accelerators import find_accelerator
 from neustream.catalog.llms import OPT_SHAPES, load_shape
 
 
@@ -27,6 +31,7 @@ def test_tables_lie_by_device_and_model_and_tensor_parallelism() -> None:
         ("NVIDIA A100-SXM4-80GB", "a100-80g"),
         ("NVIDIA A100 80GB PCIe", "a100-80g-pcie"),
         ("NVIDIA A100-SXM4-40GB", "a100-40g"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40g-pcie"),
         ("Tesla V100-SXM2-16GB", "v100"),
         ("NVIDIA RTX 6000 Ada Generation", "rtx6000ada"),
     ],
@@ -117,3 +122,52 @@ def test_kv_blocks_are_what_the_weights_leave_of_nine_tenths_of_the_memory():
     memory = (shape.num_parameters * 2 + 10.5 * block) / 0.9
     assert shape.kv_blocks(memory, 2) == 10
     assert shape.kv_blocks(1e9, 2) == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "title", "gigabytes_per_s"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100 SXM 80 GB", 2039),
+        ("NVIDIA A100 80GB PCIe", "A100 PCIe 80 GB", 1935),
+        ("NVIDIA A100-SXM4-40GB", "A100 SXM 40 GB", 1555),
+        ("NVIDIA A100-PCIE-40GB", "A100 PCIe 40 GB", 1555),
+    ],
+)
+def test_every_a100_is_known_by_its_part_name(part: str, title: str, gigabytes_per_s: int) -> None:
+    found = find_accelerator(devices.gpu_slug(part))
+    assert (found.title, found.bytes_per_s) == (title, gigabytes_per_s * 1e9)
+    assert found.link.name.startswith("PCIe" if "PCI" in part.upper() else "NVLink")
+
+
+def settings(device: str, tp: int = 1) -> Settings:
+    return Settings("opt-13b", "opt-13b", device, device, "auto", tp, True, None, None, Path("x.json"))
+
+
+@pytest.mark.parametrize(("space", "gib"), [(None, 4), ("0", 4), ("7", 7)])
+def test_a_cpus_kv_blocks_are_those_of_the_experiments_engine(monkeypatch, space: str | None, gib: int) -> None:
+    """A block of opt-13b takes 2 · 40 layers · 5120 · 4 B · 16 tokens in float32."""
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    if space is not None:
+        monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", space)
+    cache = planned_cache(settings("cpu"), OPT_SHAPES["opt-13b"], "float32")
+    blocks = gib * 2**30 // (2 * 40 * 5120 * 4 * 16)
+    source = f"VLLM_CPU_KVCACHE_SPACE of {gib} GiB"
+    assert cache.info == {"kv_blocks": blocks, "kv_block_size": 16, "kv_blocks_from": source}
+
+
+def test_a_cache_size_that_vllm_cannot_read_is_refused_before_the_engine_loads(monkeypatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2.5")
+    with pytest.raises(SettingsError, match=r"VLLM_CPU_KVCACHE_SPACE must be whole GiB, got '2.5'"):
+        planned_cache(settings("cpu"), OPT_SHAPES["opt-13b"], "float32")
+
+
+def test_a_gpus_kv_blocks_are_what_the_weights_leave_of_all_gpus_together(monkeypatch) -> None:
+    monkeypatch.setattr(devices, "_nvidia_smi", lambda field: {"memory.total": ["46068 MiB"]}[field])
+    shape = OPT_SHAPES["opt-13b"]
+    cache = planned_cache(settings("cuda", tp=2), shape, "float16")
+    assert cache.info["kv_blocks"] == shape.kv_blocks(2 * 46068 * 2**20, 2)
+    assert cache.source == "90% of 90.0 GiB less the weights"
+
+
+def test_where_the_weights_leave_no_room_a_table_names_no_blocks() -> None:
+    assert gpu_cache(OPT_SHAPES["opt-66b"], "float16", 48e9).info == {}
