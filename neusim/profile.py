@@ -57,7 +57,7 @@ def profile_model(model: str, **options: Any) -> Path:
 
 
 def print_fit(table: LatencyTable) -> None:
-    """One line per module (R² on fitted points, errors on held-out ones), and a warning if the machine was busy."""
+    """One line per module (R², errors on held-out points), and a warning if the machine was busy."""
     if disturbed := table.info.get("disturbed"):
         busy = f"other work kept this machine busy, and {disturbed:.0%} of the points were never timed undisturbed"
         print(f"warning: {busy}; they count only where most are so. Profile again when it is idle")
@@ -68,7 +68,8 @@ def print_fit(table: LatencyTable) -> None:
                 f"{fit['held_out']} held out: worst relative error {fit['worst_relative_error']:.1%}, "
                 f"median {fit['median_relative_error']:.1%}"
             )
-        print(f"{module}: R² {fit['r2']:.4f} on {fit['points']} points; {unseen}")
+        r2 = "unknown" if fit["r2"] is None else f"{fit['r2']:.4f}"
+        print(f"{module}: R² {r2}, {fit['points']} points; {unseen}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -107,20 +107,26 @@ def fit_batch(
 ) -> tuple[BatchLatency, dict[str, Any]]:
     """Seconds by batch size as measured, with dips that are within `noise` levelled (`"levelled"` counts them).
 
-    A real dip (a batch size that suits the hardware better) stays. Without `held_out`, every second size is
-    predicted from its neighbours, to say how well the grid interpolates.
+    A real dip (a batch size that suits the hardware better) stays. The grid holds its own points exactly, so that
+    only others can judge it: `held_out`, or without those every second size, predicted from the measured seconds of
+    its neighbours alone. R² is that of these points too; None where there are fewer than two.
     """
     sizes = sorted(points)
+    model, levelled = _grid(points, noise)
+    unseen = {size: points[size] for size in sizes[1:-1:2]} if held_out is None else dict(held_out)
+    judge = model
+    if held_out is None:
+        judge, _ = _grid({size: points[size] for size in sizes if size not in unseen}, noise)
+    shapes = {Shape(size): seconds for size, seconds in unseen.items()}
+    judged = report(judge, shapes, shapes) | {"points": len(points), "levelled": levelled}
+    return model, judged if len(unseen) > 1 else judged | {"r2": None}
+
+
+def _grid(points: Mapping[int, float], noise: float) -> tuple[BatchLatency, int]:
+    """The grid through these points, and how many of them were levelled."""
+    sizes = sorted(points)
     seconds, levelled = rising([points[size] for size in sizes], noise)
-    model = BatchLatency(tuple(sizes), tuple(seconds))
-    shapes = {Shape(size): points[size] for size in sizes}
-    if held_out is not None:
-        unseen, judge = {Shape(size): s for size, s in held_out.items()}, model
-    else:
-        unseen = {Shape(size): points[size] for size in sizes[1:-1:2]}
-        kept = [i for i, size in enumerate(sizes) if Shape(size) not in unseen]
-        judge = BatchLatency(tuple(sizes[i] for i in kept), tuple(seconds[i] for i in kept))
-    return model, report(model, shapes, unseen, judge) | {"levelled": levelled}
+    return BatchLatency(tuple(sizes), tuple(seconds)), levelled
 
 
 def rising(values: Sequence[float], noise: float) -> tuple[list[float], int]:
@@ -155,18 +161,15 @@ def mean_error(model: LatencyModel, points: Points) -> float:
 def r_squared(predict: Callable[[Shape], float], points: Points) -> float:
     """1 − Σ(residual²) / Σ(deviation from the mean²), in seconds; 1 where all seconds are equal and predicted."""
     seconds = list(points.values())
-    mean = sum(seconds) / len(seconds)
+    mean = sum(seconds) / len(seconds) if seconds else 0.0
     residual = sum((predict(shape) - s) ** 2 for shape, s in points.items())
     total = sum((s - mean) ** 2 for s in seconds)
     return 1.0 - residual / total if total > 0 else float(residual == 0)
 
 
-def report(model: LatencyModel, points: Points, held_out: Points, judge: LatencyModel | None = None) -> dict[str, Any]:
-    """How good a fit is: R² on the points it was made from, relative errors on those it has not seen.
-
-    `judge` stands in for the model on the held-out points, where those went into the model after all.
-    """
-    errors = relative_errors(judge or model, held_out)
+def report(model: LatencyModel, points: Points, held_out: Points) -> dict[str, Any]:
+    """How good a fit is: R² on `points`, relative errors on points that it has not seen."""
+    errors = relative_errors(model, held_out)
     return {
         "r2": round(r_squared(model.predict, points), 5),
         "points": len(points),

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from neusim.profile import main, print_fit
+from neusim.profiling.fit import fit_batch
 from neusim.profiling.memory import ITEM_BYTES
 from neustream.latency import ContextLatency, Shape, TokensLatency
-from neustream.tables import load_table
+from neustream.tables import LatencyTable, load_table
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -167,6 +168,12 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr("neusim.profile.profile_model", interrupted)
     assert main(["--model", "opt-125m"]) == 130
     assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_a_fit_that_nothing_judges_has_an_unknown_r2(capsys: pytest.CaptureFixture[str]) -> None:
+    model, report = fit_batch({1: 1.0, 2: 1.5})
+    print_fit(LatencyTable("dit", "test", {"vae": model}, {"fit": {"vae": report}}))
+    assert capsys.readouterr().out == "vae: R² unknown, 2 points; none held out\n"
 
 
 # The whole of it, on the real engine

@@ -110,6 +110,26 @@ def test_a_batch_fit_is_judged_by_every_second_size() -> None:
     assert (report["held_out"], report["worst_relative_error"]) == (1, pytest.approx(1 / 3, abs=1e-4))
 
 
+def test_the_sizes_that_judge_a_batch_fit_do_not_enter_the_judge() -> None:
+    """Size 2 is levelled with 3, which is no reason to predict 2 from what 2 has made of 3."""
+    model, report = fit_batch({1: 1.0, 2: 2.0, 3: 1.96, 4: 3.0, 5: 4.0}, noise=0.05)
+    assert model.seconds[1:3] == (1.98, 1.98)
+    # From 1.0, 1.96 and 4.0: 1.48 for 2.0 and 2.98 for 3.0.
+    assert (report["held_out"], report["points"], report["levelled"]) == (2, 5, 2)
+    assert report["worst_relative_error"] == pytest.approx(0.52 / 2.0)
+    assert report["median_relative_error"] == pytest.approx((0.26 + 0.02 / 3) / 2, abs=1e-4)
+
+
+def test_r2_of_a_batch_fit_is_that_of_sizes_it_has_not_seen() -> None:
+    zigzag = {1: 1.0, 2: 3.0, 3: 1.0, 4: 4.0, 5: 1.0}
+    assert fit_batch(zigzag)[1]["r2"] == pytest.approx(1 - (2.0**2 + 3.0**2) / (2 * 0.5**2))
+    straight = {size: 0.5 + 0.1 * size for size in range(1, 8)}
+    assert fit_batch(straight)[1]["r2"] == pytest.approx(1.0)
+    apart = {2: 1.5, 3: 2.0}
+    assert fit_batch({1: 1.0, 4: 2.5}, held_out=apart)[1]["r2"] == pytest.approx(1.0)
+    assert [fit_batch(points)[1]["r2"] for points in ({1: 1.0}, {1: 1.0, 2: 2.0, 3: 3.0})] == [None, None]
+
+
 def test_rising_pools_a_chain_of_small_dips() -> None:
     assert rising([1.00, 0.99, 0.98], 0.02) == ([pytest.approx(0.99)] * 3, 2)
 
