@@ -78,10 +78,11 @@ class Pool:
     def send(self) -> list[tuple[str, str]]:
         """Bind as many waiting calls as may be bound now; returns `(call, replica)` in the order of sending."""
         sent = []
-        for call in sorted(self.queue, key=self._rank):
+        while self.queue:
             replica = self._choose()
             if replica is None:
                 break
+            call = min(self.queue, key=self._rank)  # only now: mostly no replica has room, and a queue may be long
             del self.queue[call]
             replica.waiting.add(call)
             self._place[call] = replica.name
