@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from neusim.bound import request_bound
 from neusim.sim.device import Device, Layout
+from neusim.sim.parallel import outcomes
 from neusim.sim.run import simulate
 from neusim.sim.workload import LlmWorkload, PipelineWorkload, TraceWorkload, Workload
 from neustream.capacity import llm_capacity
@@ -161,9 +162,10 @@ def run_bound(sweep: Sweep, point: Point, layout: Layout) -> int | None:
 
 def run_sweep(sweep: Sweep, *, processes: int = 1, on_done: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
     """Run it all; rows in order of the points, and of the policies within each. `on_done` is told of each task."""
+    tasks = list(_tasks(sweep))
     done: dict[Task, Any] = {}
-    for task, outcome in _outcomes(list(_tasks(sweep)), sweep, processes):
-        done[task] = outcome
+    for i, outcome in outcomes(partial(_run, sweep), tasks, processes):
+        done[tasks[i]] = outcome
         on_done()
     rows = [(i, done[i, j]) for i in range(len(sweep.points)) for j in range(len(sweep.policies))]
     return [row | {"bound": done.get((i, row["layout"]))} for i, row in rows]
@@ -192,18 +194,3 @@ def _run(sweep: Sweep, task: Task) -> Any:
     if isinstance(what, int):
         return run_policy(sweep, point, sweep.policies[what])
     return run_bound(sweep, point, what)
-
-
-def _outcomes(tasks: list[Task], sweep: Sweep, processes: int) -> Iterator[tuple[Task, Any]]:
-    if processes == 1 or len(tasks) == 1:
-        for task in tasks:
-            yield task, _run(sweep, task)
-        return
-    with ProcessPoolExecutor(min(processes, len(tasks))) as pool:
-        futures = {pool.submit(_run, sweep, task): task for task in tasks}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from neusim.allocating.fluid import fluid_capacity, measure_demand
+from neusim.sim.parallel import outcomes
 from neusim.sim.workflow_setup import Scenario, make_scenario
 from neustream.catalog.workflows import WORKFLOWS
 from neustream.cli.arguments import Parser, above, at_least, between, names, numbers, whole
@@ -126,22 +126,10 @@ class WorkflowSweep:
 
     def run(self, processes: int, on_done: Callable[[], object]) -> list[dict[str, Any]]:
         """Run them all; rows in the order of `tasks`."""
-        if processes == 1 or len(self.tasks) == 1:
-            rows = []
-            for task in self.tasks:
-                rows.append(self.row(task))
-                on_done()
-            return rows
-        with ProcessPoolExecutor(min(processes, len(self.tasks))) as pool:
-            futures = {pool.submit(self.row, task): i for i, task in enumerate(self.tasks)}
-            found: dict[int, dict[str, Any]] = {}
-            try:
-                for future in as_completed(futures):
-                    found[futures[future]] = future.result()
-                    on_done()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        found: dict[int, dict[str, Any]] = {}
+        for i, row in outcomes(self.row, self.tasks, processes):
+            found[i] = row
+            on_done()
         return [found[i] for i in range(len(self.tasks))]
 
 
