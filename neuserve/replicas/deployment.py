@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from neuserve.replicas.client import Client, OnRestart
 from neuserve.replicas.coordinator import CoordinatorActor
 from neuserve.replicas.dispatch import Service
+from neuserve.replicas.errors import first_line
 from neuserve.replicas.factory import Factory
 from neuserve.replicas.link import Member, stop
 from neuserve.replicas.local import join_ray, search_path
@@ -247,5 +248,4 @@ class Deployment:
 
 
 def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return first_line(error) or type(error).__name__

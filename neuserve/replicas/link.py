@@ -11,6 +11,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from neuserve.replicas.errors import first_line
 from neuserve.replicas.messages import Broken, Call, Event, Withdrawal
 
 RETRY = (0.05, 1.0)
@@ -110,8 +111,7 @@ class Link:
 def _why(error: Exception) -> str:
     """A line on why a replica does not answer; Ray's own text has many."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0] if lines else ''}".removesuffix(": ")
+    return f"{type(cause).__name__}: {first_line(cause)}".removesuffix(": ")
 
 
 def stop(actor: Any) -> None:

@@ -10,6 +10,8 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from neuserve.replicas.errors import first_line
+
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Shared memory of a Ray that this program starts; what does not fit is spilled to disk."""
 
@@ -35,8 +37,7 @@ def join_ray(address: str | None, bundles: Sequence[dict[str, float]]) -> Callab
             _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="error")
         except (OSError, ValueError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(f"no Ray cluster can be joined at {address!r}: {first}") from error
+            raise ValueError(f"no Ray cluster can be joined at {address!r}: {first_line(error)}") from error
         return leave
     cpus = math.ceil(sum(bundle.get("CPU", 0.0) for bundle in bundles))
     others = {name for bundle in bundles for name in bundle} - {"CPU", "GPU"}
