@@ -50,9 +50,17 @@ def make_search(options: argparse.Namespace) -> Search:
     scenario = scenario_of(options)
     scenario.check_policy(options.policy)
     make_budget(options.budget)
-    deadline = options.deadline[0] if options.deadline else None
-    search = Search(scenario, options.devices, options.rate[0], options.cv[0], options.slo_scale[0],
-                    options.budget, options.policy, options.seed, deadline)  # fmt: skip
+    search = Search(
+        scenario,
+        options.devices,
+        rate=options.rate[0],
+        cv=options.cv[0],
+        scale=options.slo_scale[0],
+        budget=options.budget,
+        policy=options.policy,
+        seed=options.seed,
+        deadline=options.deadline[0] if options.deadline else None,
+    )
     search.start(is_pooled=scenario.is_pooled)
     return search
 

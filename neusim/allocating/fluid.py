@@ -12,7 +12,6 @@ from neusim.sim.workflow_load import WorkflowWorkload
 from neusim.sim.workflow_setup import Scenario
 from neustream.capacity import llm_capacity, pipeline_capacity
 from neustream.route import Route
-from neustream.tables import LatencyTable
 from neustream.workflow.graph import Workflow
 from neustream.workflow.stage import StageCost
 
@@ -60,13 +59,11 @@ def walk(workflow: Workflow, workload: WorkflowWorkload) -> dict[str, Demand]:
     }
 
 
-def replica_rate(stage: StageCost, demand: Demand, scale: float, table: LatencyTable | None = None) -> float:
-    """Calls of this node that one replica serves per second with each at its pace; `table`: on another layout."""
-    table = stage.table if table is None else table
+def replica_rate(stage: StageCost, demand: Demand, scale: float) -> float:
+    """Calls of this node that one replica serves per second with each at its pace."""
     if stage.node.kind == "llm":
-        return llm_capacity(table, prompt=demand.size, max_tokens=demand.units, dslo=scale)
-    visits = _visits(stage.route())
-    return pipeline_capacity(table, visits, scale)
+        return llm_capacity(stage.table, prompt=demand.size, max_tokens=demand.units, dslo=scale)
+    return pipeline_capacity(stage.table, _visits(stage.route()), scale)
 
 
 def _visits(route: Route) -> dict[str, float]:

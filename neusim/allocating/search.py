@@ -61,8 +61,9 @@ class Search:
     def run(self) -> Plan:
         """The best plan that shifts from either start lead to; ties go to the plan that was found first."""
         can_pool = len(replace(self.scenario, is_pooled=True).pool_nodes) < len(self.scenario.pool_nodes)
-        return max((self._climb(self.start(p)[0]) for p in ((False, True) if can_pool and self.may_pool else (False,))),
-                   key=self.good)  # fmt: skip
+        kinds = (False, True) if can_pool and self.may_pool else (False,)
+        found = [self._climb(self.start(is_pooled)[0]) for is_pooled in kinds]
+        return max(found, key=self.good)
 
     def _climb(self, plan: Plan) -> Plan:
         """Shift one device at a time while that serves more workflows in time."""

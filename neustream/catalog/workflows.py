@@ -19,6 +19,10 @@ EXECUTE_SECONDS = 2.5
 """What the artifact grants a run of the code."""
 PICTURE_TOKENS = 576
 """Tokens that LLaVA-1.5 makes of a picture."""
+RUNNER_SEATS = 40
+"""Runs of code at once: the artifact's threads."""
+PUBLISHED_REPLICAS: Mapping[str, int] = {"look": 2}
+"""Replicas by node in the artifact's experiment; 1 where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +98,3 @@ def find_workflow(name: str) -> Workflow:
     if workflow is None:
         raise ValueError(f"unknown workflow {name!r}; there are {', '.join(WORKFLOWS)}")
     return workflow
-
-
-RUNNER_SEATS = 40
-"""Runs of code at once: the artifact's threads."""
-PUBLISHED_REPLICAS: Mapping[str, int] = {"look": 2}
-"""Replicas by node in the artifact's experiment; 1 where nothing is said."""
