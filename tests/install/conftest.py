@@ -18,6 +18,12 @@ REAL_TOOLS = """
 """
 
 
+def _heed_signals() -> None:
+    """A shell in the background ignores Ctrl-C, one under nohup a hang-up, and so would all that they start."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Machine:
     """A copy of the files that install.sh reads, and a PATH that holds nothing but known tools and stand-ins."""
 
@@ -68,8 +74,7 @@ class Machine:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A shell that was started in the background ignores Ctrl-C, and so would all that it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=_heed_signals,
         )
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
