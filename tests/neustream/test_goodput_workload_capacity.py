@@ -139,3 +139,33 @@ def test_records_are_json_lines_with_times_since_the_origin(tmp_path: Path):
 def test_a_spread_that_no_gamma_distribution_has_is_refused(cv: float):
     with pytest.raises(ValueError, match="cv must be between 1e-06 and 1e"):
         gamma_arrivals(1.0, cv, 10, 0)
+
+
+def test_vllms_attainment_looks_at_the_first_token_and_the_mean_gap():
+    slo = Deadlines(1.0, 1.0)  # arrival 0: token k by 1 + (k − 1)
+    counter = GoodputCounter()
+    counter.on_end(finished("pause", [0.9, 2.9, 3.0, 3.1], slo))  # token 2 is late, the mean gap is 0.73
+    counter.on_end(finished("lead", [0.1, 1.3, 2.5], slo))  # all in time, the mean gap is 1.2
+    counter.on_end(finished("both", [1.0, 2.0, 3.0], slo))
+    counter.on_end(finished("end", [0.5, 1.0, 1.5], Deadlines(1.0, 1.0, 0.0, 1.2)))  # its end is due at 1.2
+    rejected = Request("no", 0.0, slo, llm_route(2), 5)
+    rejected.end(5.0, Outcome.REJECTED, "too late")
+    counter.on_end(rejected)
+    summary = counter.summary()
+    assert summary["good"] == 2
+    assert summary["mean_attainment"] == pytest.approx(2 / 5)
+
+
+def test_requests_by_tenths_of_their_input():
+    counter = GoodputCounter()
+    for size in range(1, 41):
+        request = Request(str(size), 0.0, Deadlines(1.0), llm_route(1), size)
+        request.advance(0.5 if size <= 20 else 1.5)
+        request.end(2.0)
+        counter.on_end(request)
+    parts = counter.summary()["by_size"]
+    assert [(part["least"], part["most"]) for part in parts[:2]] == [(1, 4), (5, 8)]
+    assert [part["good"] for part in parts] == [4] * 5 + [0] * 5
+    counter = GoodputCounter()
+    counter.on_end(finished("one", [1.0], Deadlines(1.0)))
+    assert "by_size" not in counter.summary()

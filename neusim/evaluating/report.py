@@ -1,0 +1,58 @@
+"""Rows of a comparison for people and for files: shares by load, and a CSV with one line per cell and policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from neusim.evaluating.intervals import mean_interval
+from neustream.cli.report import Column, Row, format_table, text
+
+GROUP = ("device", "model", "trace", "slo")
+FLAT = (
+    *("device", "model", "trace", "window", "slo", "load", "rate", "slowness", "jitter", "seed", "policy"),
+    *("requests", "good", "good_share", "attained_share", "token_share", "units_on_time", "reject_rate"),
+    *("met", "late", "rejected", "failed", "seconds", "num_steps", "table_origin"),
+)
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """A row with plain values only: `good CLASS`, `attained CLASS` of each class and `good 1` … `good 10` by length."""
+    result = {key: row[key] for key in FLAT}
+    for name, figures in row.get("classes", {}).items():
+        result[f"good {name}"] = figures["slo_attainment"]
+        result[f"attained {name}"] = figures["mean_attainment"]
+    for i, part in enumerate(row.get("by_size", []), start=1):
+        result[f"good {i}"] = part["good"] / part["requests"]
+    return result
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line per row under a heading."""
+    return str(pd.DataFrame([flat(row) for row in rows]).to_csv(index=False))
+
+
+def shares_by_load(rows: Sequence[Row], figure: str) -> str:
+    """For each device, model, trace and SLO kind a line per policy: the figure in per cent by load.
+
+    It is the mean over windows, with half the 95 % interval behind ± where there are several.
+    """
+    frame = pd.DataFrame([{key: row[key] for key in (*GROUP, "load", "policy", figure)} for row in rows])
+    loads = sorted(set(frame["load"]))
+    lines = []
+    for names, part in frame.groupby([*GROUP, "policy"], sort=False):
+        line: dict[str, Any] = dict(zip([*GROUP, "policy"], names, strict=True))
+        for load, values in part.groupby("load"):
+            line[f"{load:g}"] = _shown([100 * value for value in values[figure]])
+        lines.append(line)
+    columns = [Column(name, text(name)) for name in (*GROUP, "policy")]
+    return format_table(lines, [*columns, *(Column(f"{load:g}", text(f"{load:g}")) for load in loads)])
+
+
+def _shown(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    interval = mean_interval(values)
+    return f"{interval.mean:.1f} ±{interval.half:.1f}"
