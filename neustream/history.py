@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from neustream.cost import step_seconds
+from neustream.cost import step_price, step_seconds
 from neustream.output_lengths import LengthHistory
 from neustream.plan import Limits, StepPlan
 from neustream.request import Outcome, Request
@@ -52,13 +52,14 @@ class DriftMeter:
         self.ratios: dict[str, float] = {}
         self.expected: float | None = None
         """Seconds that the table predicts for the step under way; None where it does not know its module."""
+        self._price = step_price(table)
         self._running: dict[str, RunningRatio] = {}
         self._expected_kind: str | None = None
 
     def expect(self, plan: StepPlan) -> None:
         """A step is about to run; its requests are still what they were when it was planned."""
         known = plan.module is not None and plan.module in self.table
-        self.expected = step_seconds(self.table, plan) if known else None
+        self.expected = step_seconds(self.table, plan, self._price) if known else None
         self._expected_kind = plan.kind if known else None
 
     def observe(self, kind: str, seconds: float) -> None:

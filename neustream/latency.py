@@ -9,7 +9,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple, Protocol
+
+FITTED_TOKENS = 2048
+"""Tokens of the longest prompt that a prefill's coefficients are taken to be fitted on."""
 
 
 class Shape(NamedTuple):
@@ -55,6 +59,11 @@ def interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
     left = right - 1
     slope = (ys[right] - ys[left]) / (xs[right] - xs[left])
     return ys[left] + slope * (x - xs[left])
+
+
+def levelled(seconds: Sequence[float]) -> tuple[float, ...]:
+    """The least sequence that never falls and is nowhere below `seconds`: each entry is the largest so far."""
+    return tuple(accumulate(seconds, max))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +121,8 @@ class TokensLatency:
     seconds: tuple[float, ...] = ()
     per_prompt: float = 0.0
     """Seconds for each prompt beside its tokens: of its picture in the vision tower, where each prompt has one."""
+    long_square: float = 0.0
+    """What takes the place of c for prompts beyond `FITTED_TOKENS`, in seconds, where c is negative."""
 
     def predict(self, shape: Shape) -> float:
         return self.per_prompt * shape.batch + self.of_tokens(shape)
@@ -129,8 +140,15 @@ class TokensLatency:
         return max(last, last + self.formula(work, shape.work_squared) - self.formula(tokens[-1], tokens[-1] ** 2))
 
     def formula(self, work: float, squares: float) -> float:
-        """`a + b·work + c·squares`, in seconds; it may be negative where a fit has a negative coefficient."""
+        """`a + b·work + c·squares`, in seconds; it may be negative where a fit has a negative coefficient.
+
+        A negative c is noise of the fit. It holds as far as prompts of `FITTED_TOKENS` go: what squares there are
+        beyond those cost `long_square`, so that long prompts do not become cheaper by the token.
+        """
         a, b, c = self.coef
+        if c < 0.0 and squares > FITTED_TOKENS * work:
+            within = FITTED_TOKENS * work
+            return a + b * work + c * within + self.long_square * (squares - within)
         return a + b * work + c * squares
 
     def _positive(self, work: int, seconds: float) -> float:
@@ -180,3 +198,38 @@ class ContextLatency:
     @property
     def largest(self) -> None:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class MixedLatency:
+    """A step in which pieces of prompts ride with decodes, as it was measured.
+
+    Seconds are `base + per_token·n + square·(Σw² + 2·Σw·p) + per_decode·decodes + per_context·read`. Each of the n
+    tokens, decodes included, passes through the layers. A piece of w tokens attends to itself and to the p tokens of
+    its prompt before it. `read` is the context of all that decode, and the p of all pieces. Where there is a grid
+    over n, it takes the place of `base + per_token·n` in its range. Its seconds are levelled: more tokens never cost
+    less.
+    """
+
+    base: float
+    per_token: float
+    square: float = 0.0
+    per_decode: float = 0.0
+    per_context: float = 0.0
+    tokens: tuple[int, ...] = ()
+    seconds: tuple[float, ...] = ()
+
+    def predict(self, work: int, attended: float, decodes: int, read: float) -> float:
+        """Seconds of such a step; `work` are the pieces' tokens, `attended` is `Σw² + 2·Σw·p`."""
+        layers = self._layers(work + decodes)
+        return layers + self.square * attended + self.per_decode * decodes + self.per_context * read
+
+    def _layers(self, tokens: int) -> float:
+        grid = self.tokens
+        if not grid:
+            return self.base + self.per_token * tokens
+        if tokens <= grid[0]:
+            return self.seconds[0]
+        if tokens <= grid[-1]:
+            return interpolate(grid, self.seconds, tokens)
+        return self.seconds[-1] + self.per_token * (tokens - grid[-1])

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from neustream.files import read_json, write_atomically
-from neustream.latency import BatchLatency, ContextLatency, LatencyModel, TokensLatency
+from neustream.latency import BatchLatency, ContextLatency, LatencyModel, MixedLatency, TokensLatency, levelled
 
 KV_BLOCK = 16
 """Tokens in one block of keys and values (vLLM's default), where a table does not say."""
 STEP_TOKENS = 2048
 """Prompt tokens that one prefill step may hold, where a table does not say: vLLM's default for these models."""
+MIXED = "mixed"
+"""The module of a file that holds `LatencyTable.mixed`, and its kind."""
 SCHEMAS = (1, 2, 3)
-"""1: as published. 2: a `context` module may carry a grid of its constant term over the batch size.
+"""1: as published. 2: a `context` module may carry a grid of its constant term over the batch size, and there may be a
+module `mixed`, the steps in which pieces of prompts ride with decodes.
 3: a `tokens` module may carry `per_prompt`, the seconds of each prompt beside those of its tokens."""
 
 
@@ -34,6 +37,8 @@ class LatencyTable:
     modules: Mapping[str, LatencyModel]
     info: Mapping[str, Any] = field(default_factory=dict)
     """Every other field of the file: dtype, source, tensor_parallel, layers_measured, estimated, …"""
+    mixed: MixedLatency | None = None
+    """Steps in which pieces of prompts ride with decodes, where they were measured. In files it is a module."""
 
     @property
     def is_estimated(self) -> bool:
@@ -174,9 +179,25 @@ def parse_table(data: Any) -> LatencyTable:
         raise TableError("modules is missing or empty")
     most = data.get("max_prefill_tokens")
     tokens = most if isinstance(most, int) and most > 0 else STEP_TOKENS
-    parsed = {name: _parse_module(f"modules.{name}", fields, tokens) for name, fields in modules.items()}
+    mixed = _parse_mixed(modules[MIXED]) if MIXED in modules else None
+    steps = {name: fields for name, fields in modules.items() if name != MIXED}
+    parsed = {name: _parse_module(f"modules.{name}", fields, tokens) for name, fields in steps.items()}
+    prefill, decode = parsed.get("prefill"), parsed.get("decode")
+    if isinstance(prefill, TokensLatency) and prefill.coef[2] < 0 and isinstance(decode, ContextLatency):
+        parsed["prefill"] = replace(prefill, long_square=likely_square(prefill, decode))
     info = {key: value for key, value in data.items() if key not in ("schema", "model", "device", "modules")}
-    return LatencyTable(data["model"], data["device"], parsed, info)
+    return LatencyTable(data["model"], data["device"], parsed, info, mixed)
+
+
+def likely_square(prefill: TokensLatency, decode: ContextLatency) -> float:
+    """Seconds per square of a prompt's length, by what else the table says: for fits that found none.
+
+    A decode step reads each token's keys and values, as a token of a prompt does with each that stands before it. The
+    first takes the time of the memory, the second that of the arithmetic. Per weight, the two differ as a decode step
+    and a token of a prompt do. A prompt of n tokens has n²/2 such pairs.
+    """
+    base = decode.base(1)
+    return 0.5 * decode.slope * max(prefill.coef[1], 0.0) / base if base > 0 else 0.0
 
 
 def _parse_module(where: str, fields: Any, step_tokens: int) -> LatencyModel:
@@ -202,6 +223,22 @@ def _parse_module(where: str, fields: Any, step_tokens: int) -> LatencyModel:
             raise TableError(f"{where}.coef[1] is {coef[1]}, expected at least 0: no context makes a step shorter")
         return ContextLatency((coef[0], coef[1]), *_grid(where, fields, "batch"))
     raise TableError(f"{where}.kind is {kind!r}, known are 'batch', 'tokens', 'context'")
+
+
+def _parse_mixed(fields: Any) -> MixedLatency:
+    where = f"modules.{MIXED}"
+    kind = fields.get("kind") if isinstance(fields, dict) else None
+    if kind != MIXED:
+        raise TableError(f"{where}.kind is {kind!r}, expected {MIXED!r}")
+    coef = _numbers(f"{where}.coef", fields.get("coef"), length=5)
+    for i, value in enumerate(coef):
+        if value < 0:
+            raise TableError(f"{where}.coef[{i}] is {value}, expected at least 0: nothing makes a step shorter")
+    tokens, seconds = _grid(where, fields, "tokens")
+    if not tokens and coef[0] + coef[1] <= 0:
+        raise TableError(f"{where}.coef is {list(coef)}, expected its first or second number above 0")
+    base, per_token, square, per_decode, per_context = coef
+    return MixedLatency(base, per_token, square, per_decode, per_context, tokens, levelled(seconds))
 
 
 def _check_formula(where: str, prefill: TokensLatency, step_tokens: int) -> None:
@@ -270,7 +307,18 @@ def table_to_json(table: LatencyTable) -> dict[str, Any]:
                 modules[name] |= {"batch": list(model.batch), "seconds": list(model.seconds)}
         else:
             raise TypeError(f"module {name!r} has a latency model without a file form: {type(model).__name__}")
+    if table.mixed is not None:
+        schema = max(schema, 2)
+        modules[MIXED] = _mixed_to_json(table.mixed)
     return {"schema": schema, "model": table.model, "device": table.device, **table.info, "modules": modules}
+
+
+def _mixed_to_json(mixed: MixedLatency) -> dict[str, Any]:
+    coef = [mixed.base, mixed.per_token, mixed.square, mixed.per_decode, mixed.per_context]
+    fields: dict[str, Any] = {"kind": MIXED, "coef": coef}
+    if mixed.tokens:
+        fields |= {"tokens": list(mixed.tokens), "seconds": list(mixed.seconds)}
+    return fields
 
 
 def save_table(table: LatencyTable, path: Path) -> None:

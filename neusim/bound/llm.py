@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neusim.bound.demand import Crowd, Demand, Floats, Resources, Seats, levelled, moments
-from neustream.latency import Shape, TokensLatency
+from neustream.latency import FITTED_TOKENS, Shape, TokensLatency
 from neustream.request import Request
 from neustream.route import DECODE, PREFILL
 from neustream.tables import LatencyTable
@@ -144,7 +144,7 @@ def _least_prefill(model: object, crowd: Crowd) -> tuple[Floats, Floats]:
     if not isinstance(model, TokensLatency):
         raise ValueError(f"the bound needs a prefill of kind 'tokens', got {type(model).__name__}")
     tokens = crowd.units
-    longest_piece = 1 if model.coef[2] >= 0 else crowd.longest
+    longest_piece = 1 if model.coef[2] >= 0 else min(crowd.longest, FITTED_TOKENS)
     grid, floor, offset, first = _beyond_grid(model)
 
     def beyond(work: float) -> float:

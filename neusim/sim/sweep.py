@@ -69,9 +69,11 @@ class Sweep:
 
     @property
     def can_be_bounded(self) -> bool:
-        """Whether the bound is valid here (steps never beat their table) and affordable."""
+        """Whether the bound is valid here and affordable: steps never beat their table, nor those of other modules."""
         slowness = self.device.slowness
-        is_valid = not self.device.jitter and isinstance(slowness, int | float) and slowness >= 1
+        is_valid = (
+            self.table.mixed is None and not self.device.jitter and isinstance(slowness, int | float) and slowness >= 1
+        )
         return self.has_bound and is_valid and self.num_requests <= MAX_BOUNDED
 
     def workload(self, point: Point) -> Workload:

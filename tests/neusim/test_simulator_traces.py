@@ -286,8 +286,11 @@ def test_a_mixed_step_is_never_cheaper_than_its_decodes_and_pays_for_context():
     assert step_seconds(table, StepPlan("decode", (running,), pieces=(Piece(waiting, 2),))) == pytest.approx(0.121)
     waiting.processed = 10
     mixed = StepPlan("decode", (running,), pieces=(Piece(waiting, 20),))
-    assert step_seconds(table, mixed) == pytest.approx(0.01 * 21 + 0.001 * (21 + 10))
-    assert step_seconds(table, StepPlan("prefill", (), pieces=(Piece(waiting, 5),))) == pytest.approx(0.05 + 0.01)
+    attention = 20 * 10 * 0.001 * 0.01 / 0.1  # pairs, at the decode's price in the ratio of arithmetic to memory
+    assert step_seconds(table, mixed) == pytest.approx(0.01 * 21 + 0.001 * (21 + 10) + attention)
+    assert step_seconds(table, StepPlan("prefill", (), pieces=(Piece(waiting, 5),))) == pytest.approx(
+        0.05 + 0.01 + 0.005
+    )
 
 
 def test_overhead_is_part_of_every_step():
