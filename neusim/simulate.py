@@ -25,8 +25,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from neusim.sim.device import ARTIFACT_HANDOVER
-from neusim.sim.report import format_classes, format_rows
-from neusim.sim.settings import NUM_REQUESTS, make_sweep, seconds_range, spread
+from neusim.sim.lengths import LENGTHS
+from neusim.sim.report import format_classes, format_rows, format_sizes
+from neusim.sim.settings import NUM_REQUESTS, at_least_one, bursts, make_sweep, seconds_range, spread
 from neusim.sim.sweep import MAX_TOKENS, Sweep, num_tasks, run_sweep
 from neusim.sim.workflow_command import asks_for_workflow
 from neusim.sim.workflow_command import main as serve_workflows
@@ -35,8 +36,10 @@ from neustream.cli.paths import TABLES
 from neustream.files import check_writable, write_atomically
 from neustream.policies import is_llm
 from neustream.slo import MS_PER_S
+from neustream.workload import MEAN_OUTPUT
 from neustream.workload.arrivals import LEAST_CV, MOST_CV
 from neustream.workload.classes import EXAMPLE
+from neustream.workload.published import PUBLISHED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,9 +67,19 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=whole(0), default=0, help="of the workload: arrivals, step counts, prompts (default 0)")
     add("--steps", type=step_range, metavar="N|LO:HI", help="denoising steps, hi excluded (default: the model's)")
     add("--max-tokens", type=whole(1), metavar="N", help=f"output tokens of each request (default {MAX_TOKENS})")
-    add("--trace", type=Path, metavar="FILE", help="requests of a trace: Azure CSV, Mooncake JSONL, ShareGPT JSON")
+    add("--lengths", choices=tuple(LENGTHS), help="of outputs: all as long as asked for, the trace's, or log-normal")
+    add("--mean-output", type=at_least_one, metavar="N", help=f"of log-normal outputs (default {MEAN_OUTPUT} tokens)")
+    add("--oracle", action="store_true", help="an analysis: policies know how long outputs will be")
+    add("--burst", type=bursts, metavar="SIZE:GAP_MS", help="requests come in bursts; instead of --cv")
+    add(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help=f"Azure CSV, Mooncake JSONL, ShareGPT JSON; or {', '.join(PUBLISHED)}",
+    )
     add("--trace-scale", type=numbers(above(0)), metavar="X,…", help="play it X times as fast (default 1)")
     add("--trace-window", type=seconds_range, metavar="A:B", help="only its seconds A to B")
+    add("--by-size", action="store_true", help="also good requests by tenths of the prompts' lengths")
     add("--json", type=Path, metavar="FILE", help="write a list with one object per run")
     add("--bound", action=argparse.BooleanOptionalAction, default=True, help="also what no schedule could exceed")
     add("--processes", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="worker processes of a sweep")
@@ -104,8 +117,9 @@ def heading(sweep: Sweep) -> str:
     if is_llm(table):
         blocks = "unbounded KV cache" if device.kv_blocks is None else f"{device.kv_blocks} KV blocks"
         if sweep.trace:
-            traced = f"{len(sweep.trace)} traced requests of at most {sweep.max_tokens} tokens"
-            return f"{text}, {blocks}, {traced}; virtual time"
+            told = ", told to policies" if sweep.knows_lengths else ""
+            kind = f"{len(sweep.trace)} requests of at most {sweep.max_tokens} tokens, {LENGTHS[sweep.lengths]}{told}"
+            return f"{text}, {blocks}, {kind}; virtual time"
         return f"{text}, {blocks}, {sweep.max_tokens} tokens each; virtual time"
     assert sweep.steps is not None
     layout = "the artifact's processes" if device.layout == "process" else "modules interleaved"
@@ -134,6 +148,8 @@ def main(argv: list[str] | None = None) -> int:
     print(format_rows(rows))
     if sweep.classes:
         print(format_classes(rows))
+    if options.by_size:
+        print(format_sizes(rows))
     if options.json is not None:
         write_atomically(options.json, json.dumps(rows, indent=1, allow_nan=False) + "\n")
     return 0

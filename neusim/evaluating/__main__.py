@@ -18,7 +18,7 @@ from tqdm import tqdm
 from neusim.evaluating.cell import Cell
 from neusim.evaluating.grid import Grid, run_grid
 from neusim.evaluating.policies import parse_policy
-from neusim.evaluating.report import shares_by_load, to_csv
+from neusim.evaluating.report import against_peers, shares_by_load, to_csv
 from neusim.evaluating.traffic import MAX_TOKENS, NUM_REQUESTS, load_traffic
 from neustream.cli.arguments import Parser, above, at_least, names, numbers, whole
 from neustream.cli.paths import TABLES
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=whole(0), default=0, help="of classes and jitter (default 0)")
     add("--oracle", action="store_true", help="an analysis: policies know the true lengths")
     add("--figure", choices=(*FIGURES, "all"), default="all", help="which figure to print (default all)")
+    add("--ours", metavar="P", help="also this policy against the best of the others in each cell, paired by window")
     add("--csv", type=Path, metavar="FILE", help="write a line per cell and policy")
     add("--processes", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="worker processes")
     return result
@@ -86,6 +87,8 @@ def make_grid(options: argparse.Namespace) -> Grid:
     )
     pattern.make_device()
     policies = tuple(parse_policy(text) for text in options.policy)
+    if options.ours is not None and (options.ours not in options.policy or len(policies) < 2):
+        raise ValueError(f"--ours {options.ours} must be one of several in --policy")
     grid = Grid(pattern, tables, traffic, options.slo, options.load, policies)
     grid.check()
     return grid
@@ -109,6 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     for figure in FIGURES if options.figure == "all" else (options.figure,):
         print(f"{FIGURES[figure]}, by load")
         print(shares_by_load(rows, figure), end="\n\n")
+        if options.ours is not None:
+            print(against_peers(rows, options.ours, figure), end="\n\n")
     if options.csv is not None:
         write_atomically(options.csv, to_csv(rows))
     return 0

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from neusim.sim.device import Device, default_device
+from neusim.sim.lengths import Asked, traced_requests
 from neusim.sim.run import named_policy
 from neusim.sim.sweep import (
     LLM_CV,
@@ -21,8 +22,9 @@ from neustream.cli.arguments import parse_goodput
 from neustream.policies import is_llm
 from neustream.slo import MS_PER_S, parse_slo
 from neustream.tables import LatencyTable, find_table
+from neustream.workload import MEAN_OUTPUT, Bursts
 from neustream.workload.classes import check_classes, parse_slo_class
-from neustream.workload.traces import TracedRequest, mean_rate, read_trace, window
+from neustream.workload.traces import TracedRequest, mean_rate
 
 NUM_REQUESTS = 500
 TRACE_MAX_TOKENS = 1000
@@ -48,6 +50,29 @@ def spread(text: str) -> float | None:
         raise argparse.ArgumentTypeError(f"expected a number or `table`, got {text!r}") from None
 
 
+def at_least_one(text: str) -> float:
+    """An argparse type: a finite number of at least 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def bursts(text: str) -> Bursts:
+    """An argparse type: `SIZE:GAP`, requests in the mean and milliseconds between them."""
+    try:
+        size, gap = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected requests and milliseconds as SIZE:GAP, got {text!r}") from None
+    try:
+        return Bursts(size, gap / MS_PER_S)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def make_sweep(options: argparse.Namespace) -> Sweep:
     """Check everything that was asked for; raises ValueError saying what is wrong."""
     if not options.tables.is_dir():
@@ -56,10 +81,12 @@ def make_sweep(options: argparse.Namespace) -> Sweep:
     device = _device(options, table)
     for policy in options.policy:
         named_policy(policy, table, device)
-    trace = _trace(options, table)
+    asked, trace = _requests(options, table)
     classes = tuple(parse_slo_class(text) for text in options.slo_class or ())
     check_classes(classes)
     axes = _axes(options, table, trace)
+    for rate in axes["rate"] if options.burst is not None else ():
+        options.burst.arrivals(rate, 0, options.seed)
     steps = None
     if not is_llm(table):
         steps = options.steps or default_steps(table.model)
@@ -73,31 +100,47 @@ def make_sweep(options: argparse.Namespace) -> Sweep:
         len(trace) if trace else options.requests or NUM_REQUESTS,
         options.seed,
         steps,
-        options.max_tokens or (TRACE_MAX_TOKENS if trace else MAX_TOKENS),
+        asked.max_tokens,
         options.bound,
         classes=classes,
         trace=trace,
+        lengths=asked.kind,
+        knows_lengths=options.oracle,
+        bursts=options.burst,
     )
 
 
-def _trace(options: argparse.Namespace, table: LatencyTable) -> tuple[TracedRequest, ...]:
-    """The requests of --trace, at most --requests of them where that is given; empty without a trace."""
+def _requests(options: argparse.Namespace, table: LatencyTable) -> tuple[Asked, tuple[TracedRequest, ...]]:
+    """What was asked for of the requests, and those of a trace or with hidden lengths; see `traced_requests`."""
     if options.trace is None:
         for name in ("trace_scale", "trace_window"):
             if getattr(options, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')} needs --trace")
-        return ()
-    if not is_llm(table):
-        raise ValueError(f"--trace is for language models; {table.model} is an image pipeline")
-    trace = read_trace(options.trace)
-    has_times = trace[0].offset is not None
-    if has_times and (options.rate or options.cv):
-        raise ValueError(f"--rate and --cv do not apply: {options.trace} has times; give --trace-scale")
-    if not has_times and (options.trace_scale or options.trace_window):
-        raise ValueError(f"--trace-scale and --trace-window do not apply: {options.trace} has no times; give --rate")
-    if options.trace_window is not None:
-        trace = window(trace, *options.trace_window)
-    return tuple(trace[: options.requests] if options.requests is not None else trace)
+    for name in ("trace", "lengths", "mean_output"):
+        if getattr(options, name) is not None and not is_llm(table):
+            raise ValueError(f"--{name.replace('_', '-')} is for language models; {table.model} is an image pipeline")
+    varies = (options.lengths or ("trace" if options.trace else "fixed")) != "fixed"
+    asked = Asked(
+        options.lengths,
+        options.trace,
+        options.trace_window,
+        options.requests,
+        options.max_tokens or (TRACE_MAX_TOKENS if varies else MAX_TOKENS),
+        options.mean_output,
+        options.seed,
+    )
+    if options.oracle and not varies:
+        raise ValueError("--oracle needs outputs whose lengths vary: --lengths lognormal, or a trace")
+    if options.burst is not None and options.cv is not None:
+        raise ValueError("--burst says how requests cluster: give it or --cv, not both")
+    trace = traced_requests(asked, NUM_REQUESTS)
+    has_times = bool(trace) and trace[0].offset is not None
+    if has_times and (options.rate or options.cv or options.burst):
+        flags = "--burst does" if options.burst else "--rate and --cv do"
+        raise ValueError(f"{flags} not apply: {options.trace} has times; give --trace-scale")
+    if trace and not has_times and options.trace_scale:
+        raise ValueError(f"--trace-scale does not apply: {options.trace} has no times; give --rate")
+    return asked, trace
 
 
 def _slo_axes(options: argparse.Namespace, table: LatencyTable) -> dict[str, tuple[float, ...]]:
@@ -133,11 +176,19 @@ def _axes(options: argparse.Namespace, table: LatencyTable, trace: tuple[TracedR
     rates = options.rate
     if rates is None:
         tightest = {name: min(values) for name, values in slo.items()}
-        rate = default_rate(table, tightest, options.max_tokens or MAX_TOKENS)
+        rate = default_rate(table, tightest, _mean_output(options))
         if rate is None:
             raise ValueError(f"give --rate: there is no published one for {table.model}")
         rates = (rate,)
     return {"rate": rates, "cv": options.cv or (LLM_CV if is_llm(table) else PIPELINE_CV,), **slo}
+
+
+def _mean_output(options: argparse.Namespace) -> int:
+    """Output tokens that a request has in the mean, or what it asks for where that is less."""
+    if options.lengths != "lognormal":
+        return int(options.max_tokens or MAX_TOKENS)
+    mean = round(options.mean_output or MEAN_OUTPUT)
+    return max(min(mean, options.max_tokens or TRACE_MAX_TOKENS), 1)
 
 
 def _device(options: argparse.Namespace, table: LatencyTable) -> Device:

@@ -18,7 +18,7 @@ from neustream.catalog.paper import paper_steps, usual_rate
 from neustream.policies import is_llm
 from neustream.slo import parse_slo
 from neustream.tables import LatencyTable
-from neustream.workload import MEAN_PROMPT
+from neustream.workload import MEAN_PROMPT, Bursts
 from neustream.workload.classes import SloClass
 from neustream.workload.traces import TracedRequest, scaled
 
@@ -65,7 +65,13 @@ class Sweep:
     """Goes into every row as it is."""
     classes: tuple[SloClass, ...] = ()
     trace: tuple[TracedRequest, ...] = ()
-    """The requests of a trace, instead of synthetic ones."""
+    """The requests of a trace, or made up with an output length each; empty: each output is `max_tokens` long."""
+    lengths: str = "fixed"
+    """How long outputs are: a key of `neusim.sim.lengths.LENGTHS`."""
+    knows_lengths: bool = False
+    """Whether policies are told the lengths of outputs that vary: for analyses only."""
+    bursts: Bursts | None = None
+    """Requests come in bursts rather than after gamma gaps."""
 
     @property
     def can_be_bounded(self) -> bool:
@@ -81,10 +87,13 @@ class Sweep:
         slo, seed, classes = parse_slo(point.slo) if point.slo else None, self.seed, self.classes
         if self.trace:
             trace = self.trace if point.trace_scale is None else scaled(self.trace, point.trace_scale)
-            return TraceWorkload(trace, slo, self.max_tokens, point.rate, point.cv, seed, classes)
+            hidden = not self.knows_lengths
+            made_up = (point.rate, point.cv, seed, classes)
+            return TraceWorkload(trace, slo, self.max_tokens, *made_up, is_hidden=hidden, bursts=self.bursts)
+        own = (self.num_requests, seed, classes, self.bursts)
         if self.steps is None:
-            return LlmWorkload(point.rate, point.cv, slo, self.max_tokens, self.num_requests, seed, classes)
-        return PipelineWorkload(point.rate, point.cv, slo, self.steps, self.num_requests, seed, classes=classes)
+            return LlmWorkload(point.rate, point.cv, slo, self.max_tokens, *own)
+        return PipelineWorkload(point.rate, point.cv, slo, self.steps, *own)
 
 
 def points(axes: dict[str, Sequence[float]]) -> tuple[Point, ...]:
@@ -123,10 +132,14 @@ def run_policy(sweep: Sweep, point: Point, policy: str) -> dict[str, Any]:
     """Simulate one policy at one point; the run's row, without its bound."""
     result = simulate(sweep.table, policy, sweep.workload(point), sweep.device, seed=sweep.seed)
     head = {"device": sweep.table.device, "model": sweep.table.model, "policy": policy}
-    workload = {"steps": list(sweep.steps)} if sweep.steps else {"max_tokens": sweep.max_tokens}
+    workload: dict[str, Any] = {"steps": list(sweep.steps)} if sweep.steps else {"max_tokens": sweep.max_tokens}
+    if not sweep.steps:
+        workload |= {"lengths": sweep.lengths, "knows_lengths": sweep.knows_lengths}
+    if sweep.bursts is not None:
+        workload["burst"] = {"size": sweep.bursts.size, "gap": sweep.bursts.gap}
     return {
         **head,
-        **point.axes,
+        **{axis: value for axis, value in point.axes.items() if axis != "cv" or sweep.bursts is None},
         **result.summary,
         "num_steps": result.num_steps,
         "seed": sweep.seed,

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from neustream.request import Request
 from neustream.route import Route, llm_route, pipeline_route
 from neustream.slo import Slo
 from neustream.tables import LatencyTable
-from neustream.workload import gamma_arrivals, prompt_lengths, step_counts
+from neustream.workload import Bursts, gamma_arrivals, prompt_lengths, step_counts
 from neustream.workload.classes import SloClass, draw_classes
 from neustream.workload.traces import TracedRequest
 
@@ -45,9 +48,17 @@ def _classes(workload: PipelineWorkload | LlmWorkload | TraceWorkload) -> list[S
     return draw_classes(workload.classes, workload.num_requests, workload.seed)
 
 
+def _arrivals(workload: PipelineWorkload | LlmWorkload | TraceWorkload) -> NDArray[np.float64]:
+    """When its requests come, in seconds: in bursts where it has them, else after gamma gaps."""
+    rate, count, seed = workload.rate, workload.num_requests, workload.seed
+    if workload.bursts is not None:
+        return workload.bursts.arrivals(rate, count, seed)
+    return gamma_arrivals(rate, workload.cv, count, seed)
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineWorkload:
-    """Images: gamma arrivals, step counts uniform in low…high−1."""
+    """Images: gamma arrivals or bursts, step counts uniform in low…high−1."""
 
     rate: float
     cv: float
@@ -56,9 +67,10 @@ class PipelineWorkload:
     num_requests: int = 500
     seed: int = 0
     classes: tuple[SloClass, ...] = ()
+    bursts: Bursts | None = None
 
     def requests(self, table: LatencyTable) -> Iterator[Request]:
-        arrivals = gamma_arrivals(self.rate, self.cv, self.num_requests, self.seed)
+        arrivals = _arrivals(self)
         counts = step_counts(*self.steps, self.num_requests, self.seed)
         routes = {count: pipeline_route(table.modules, count) for count in range(*self.steps)}
         for i, kind in enumerate(_classes(self)):
@@ -67,7 +79,7 @@ class PipelineWorkload:
 
 @dataclass(frozen=True, slots=True)
 class LlmWorkload:
-    """Prompts of log-normal length, gamma arrivals, `max_tokens` output tokens each."""
+    """Prompts of log-normal length, gamma arrivals or bursts, `max_tokens` output tokens each."""
 
     rate: float
     cv: float
@@ -76,9 +88,10 @@ class LlmWorkload:
     num_requests: int = 500
     seed: int = 0
     classes: tuple[SloClass, ...] = ()
+    bursts: Bursts | None = None
 
     def requests(self, table: LatencyTable) -> Iterator[Request]:
-        arrivals = gamma_arrivals(self.rate, self.cv, self.num_requests, self.seed)
+        arrivals = _arrivals(self)
         lengths = prompt_lengths(self.num_requests, self.seed)
         route = llm_route(self.max_tokens)
         for i, kind in enumerate(_classes(self)):
@@ -90,7 +103,7 @@ class TraceWorkload:
     """The requests of a trace. Their outputs end where the trace says, which policies do not know.
 
     A request's maximum is `max_tokens`; longer outputs of the trace are cut there. A trace without times gets gamma
-    arrivals of `rate` and `cv`. With `is_hidden` False a request's maximum is its true length: for bounds.
+    arrivals of `rate` and `cv`, or bursts. With `is_hidden` False a request's maximum is its true length: for bounds.
     """
 
     trace: Sequence[TracedRequest]
@@ -101,17 +114,22 @@ class TraceWorkload:
     seed: int = 0
     classes: tuple[SloClass, ...] = ()
     is_hidden: bool = True
+    bursts: Bursts | None = None
 
     @property
     def num_requests(self) -> int:
         """As many as the trace has."""
         return len(self.trace)
 
+    @property
+    def _has_times(self) -> bool:
+        return bool(self.trace) and self.trace[0].offset is not None
+
     def requests(self, table: LatencyTable) -> Iterator[Request]:
-        made_up = gamma_arrivals(self.rate, self.cv, len(self.trace), self.seed)
+        made_up = [0.0] * len(self.trace) if self._has_times else _arrivals(self).tolist()
         longest = llm_route(self.max_tokens)
         for i, (row, kind) in enumerate(zip(self.trace, _classes(self), strict=True)):
-            arrival = float(made_up[i]) if row.offset is None else row.offset
+            arrival = made_up[i] if row.offset is None else row.offset
             route = longest if self.is_hidden else llm_route(min(row.output, self.max_tokens))
             yield _request(i, arrival, route, row.prompt, kind, table)
 

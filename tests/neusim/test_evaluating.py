@@ -13,6 +13,7 @@ from neusim.evaluating import Cell, PolicySpec, Traffic, capacity, load_traffic,
 from neusim.evaluating.__main__ import main
 from neusim.evaluating.grid import Grid, run_grid
 from neusim.evaluating.intervals import mean_interval, paired_difference, paired_ratio
+from neusim.evaluating.report import against_peers
 from neusim.evaluating.traffic import NUM_REQUESTS, TEST_ROWS, TRAINING_ROWS, window_rows
 from neustream.latency import ContextLatency, TokensLatency
 from neustream.policies.fcfs import Fcfs
@@ -174,7 +175,7 @@ def test_the_command_writes_a_line_for_each_cell_and_policy(tmp_path, capsys):
     out = tmp_path / "out.csv"
     where = ["--tables", str(tmp_path / "tables"), "--device", "here", "--model", "toy", "--trace", str(trace)]
     arguments = [*where, "--requests", "20", "--windows", "2", "--load", "0.5,1.2", "--slo", "A,C", "--csv", str(out)]
-    assert main([*arguments, "--policy", "fcfs,chunked:budget=64", "--processes", "1"]) == 0
+    assert main([*arguments, "--policy", "fcfs,chunked:budget=64", "--ours", "fcfs"]) == 0
     rows = list(csv.DictReader(out.open()))
     assert len(rows) == 2 * 2 * 2 * 2
     assert {row["window"] for row in rows} == {"0", "20"}
@@ -197,6 +198,7 @@ def test_the_command_writes_a_line_for_each_cell_and_policy(tmp_path, capsys):
         (["--policy", "clockwork"], "does not serve"),
         (["--windows", "9"], "has 1 test windows of 600 requests, not 9"),
         (["--jitter", "0.1,0.2"], "takes one number"),
+        (["--ours", "moore"], "--ours moore must be one of several in --policy"),
         (["--jitter", "1.5"], "below 1"),
         (["--trace", "nothing.csv"], "cannot be read"),
         (["--model", "gone"], "gone"),
@@ -213,3 +215,24 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, more, said):
     assert stopped.value.code == 2
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_made_up_traffic_has_a_window_for_each_seed(tmp_path):
+    test, train = (load_traffic("azure-code-like", tmp_path, 2, part, 50) for part in ("test", "train"))
+    assert [traffic.window for traffic in (*test, *train)] == ["seed 0", "seed 1", "seed 1000", "seed 1001"]
+    assert len({traffic.rows for traffic in (*test, *train)}) == 4
+    assert run_cell(replace(CELL, traffic=test[0]), "fcfs")["requests"] == 50
+
+
+def test_ours_is_paired_with_the_best_other_of_each_cell():
+    def row(window, load, policy, share):
+        where = {"device": "d", "model": "m", "trace": "t", "slo": "A", "seed": 0}
+        return {**where, "window": window, "load": load, "policy": policy, "good_share": share}
+
+    shares = {"slack": (0.5, 0.9), "fcfs": (0.4, 0.8), "neustream": (0.1, 0.99)}
+    rows = [row(w, 1, p, s[w]) for p, s in shares.items() for w in (0, 1)]
+    rows += [row(w, 2, p, 0.5 + 0.1 * (p == "fcfs")) for p in shares for w in (0, 1)]
+    heading, low, high = against_peers(rows, "slack", "good_share").splitlines()
+    assert heading.split()[-4:] == ["it", "has", "difference", "ratio"]
+    assert " ".join(low.split()[4:]) == "1 2 70.0 fcfs 60.0 +10.0 (+10.0 … +10.0) 1.167 (1.125 … 1.250)"
+    assert " ".join(high.split()[4:]) == "2 2 50.0 fcfs 60.0 -10.0 (-10.0 … -10.0) 0.833 (0.833 … 0.833)"

@@ -140,3 +140,70 @@ def test_what_cannot_be_is_refused_in_one_line(tables, capsys, azure, arguments,
 def test_a_trace_of_prompts_is_no_workload_of_an_image_pipeline(tables, capsys, azure):
     error = refusal(tables, capsys, "--trace", str(azure), "--steps", "4", model="dit-hand")
     assert "--trace is for language models; dit-hand is an image pipeline" in error
+
+
+def test_hidden_lengths_are_the_same_requests_whether_policies_are_told_or_not(tables, tmp_path):
+    arguments = ["--policy", "fcfs,slack", "--rate", "12", "--requests", "60", "--lengths", "lognormal"]
+    hidden = rows_of(tables, tmp_path, *arguments, "--mean-output", "40", "--max-tokens", "200", "--no-bound")
+    told = rows_of(tables, tmp_path, *arguments, "--mean-output", "40", "--max-tokens", "200", "--no-bound", "--oracle")
+    fixed = rows_of(tables, tmp_path, *arguments[:6], "--max-tokens", "200", "--no-bound")
+    assert [row["lengths"] for row in (hidden[0], told[0], fixed[0])] == ["lognormal", "lognormal", "fixed"]
+    assert [row["knows_lengths"] for row in (hidden[0], told[0])] == [False, True]
+    assert hidden[0]["units"] == told[0]["units"] < fixed[0]["units"] == 60 * 200
+    assert 25 < hidden[0]["units"] / 60 < 55
+    assert {key: hidden[0][key] for key in ("ttft", "tpot")} == {key: told[0][key] for key in ("ttft", "tpot")}  # fcfs
+
+
+def test_a_trace_of_fixed_lengths_keeps_its_prompts_and_times(tables, tmp_path, azure):
+    arguments = ["--policy", "fcfs", "--trace", str(azure), "--no-bound"]
+    (own,) = rows_of(tables, tmp_path, *arguments)
+    (fixed,) = rows_of(tables, tmp_path, *arguments, "--lengths", "fixed", "--max-tokens", "9")
+    assert (fixed["units"], fixed["rate"]) == (20 * 9, own["rate"])
+    assert fixed["by_size"][0]["least"] == own["by_size"][0]["least"] == 20
+
+
+def test_published_traffic_needs_no_file(tables, tmp_path, capsys):
+    arguments = ["--trace", "azure-conv-like", "--requests", "40", "--trace-scale", "0.05,0.1", "--no-bound"]
+    rows = rows_of(tables, tmp_path, "--policy", "fcfs", *arguments, "--by-size")
+    assert [row["requests"] for row in rows] == [40, 40]
+    assert rows[1]["rate"] == pytest.approx(2 * rows[0]["rate"])
+    shown = capsys.readouterr().out
+    assert "outputs end where the trace says" in shown
+    assert shown.count(f"to {rows[0]['by_size'][0]['most']}") == 1
+    assert "as vLLM counts" in shown
+
+
+def test_bursts_come_at_the_same_rate_and_are_harder(tables, tmp_path):
+    arguments = ["--policy", "fcfs", "--rate", "2", "--requests", "300", "--max-tokens", "10", "--no-bound"]
+    (even,) = rows_of(tables, tmp_path, *arguments)
+    (burst,) = rows_of(tables, tmp_path, *arguments, "--burst", "20:5")
+    assert burst["burst"] == {"size": 20, "gap": 0.005}
+    assert "cv" not in burst
+    assert burst["ttft"]["p99"] > 2 * even["ttft"]["p99"]
+    (images,) = rows_of(tables, tmp_path, *arguments[:6], "--steps", "3", "--burst", "5:0", model="dit-hand")
+    assert images["burst"] == {"size": 5, "gap": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lengths", "trace"], "--lengths trace needs --trace"),
+        (["--mean-output", "50"], "--mean-output needs --lengths lognormal"),
+        (["--lengths", "lognormal", "--mean-output", "0"], "must be at least 1"),
+        (["--oracle"], "--oracle needs outputs whose lengths vary"),
+        (["--oracle", "--trace", "AZURE", "--lengths", "fixed"], "--oracle needs outputs whose lengths vary"),
+        (["--burst", "5:10", "--cv", "2"], "give it or --cv, not both"),
+        (["--burst", "0.5:10"], "at least 1 request in the mean"),
+        (["--burst", "5"], "as SIZE:GAP"),
+        (["--burst", "5:900", "--rate", "2"], "cannot make 2 requests/s"),
+        (["--trace", "AZURE", "--burst", "5:10"], "--burst does not apply"),
+    ],
+)
+def test_lengths_and_bursts_that_cannot_be_are_refused(tables, capsys, azure, arguments, message):
+    arguments = [str(azure) if argument == "AZURE" else argument for argument in arguments]
+    assert message in refusal(tables, capsys, *arguments)
+
+
+def test_output_lengths_are_no_matter_of_an_image_pipeline(tables, capsys):
+    error = refusal(tables, capsys, "--lengths", "lognormal", "--steps", "4", model="dit-hand")
+    assert "--lengths is for language models" in error
