@@ -66,8 +66,11 @@ class DriftMeter:
         """A step of that kind has taken `seconds`. Nothing is learnt from one that was not expected."""
         expected, known = self.expected, self._expected_kind
         self.expected = self._expected_kind = None
-        if expected is None or known != kind:
-            return
+        if expected is not None and known == kind:
+            self.learn(kind, seconds, expected)
+
+    def learn(self, kind: str, seconds: float, expected: float) -> None:
+        """A step of that kind took `seconds` where the table says `expected`."""
         ratio = round(seconds / expected, 6)  # a clock's last digits are not drift
         running = self._running.get(kind)
         if running is None:
@@ -81,8 +84,8 @@ class StepHistory:
     """One device's past, as policies are told it: `limits` adds it to what the device holds.
 
     A driver calls `planned` when a step is planned, `ended` when it has ended, and `finished` for each request that
-    has ended. Without a table there is no drift. Where a step may be planned before the last one has ended, only the
-    last plan's drift is learnt.
+    has ended. Without a table there is no drift. A driver that plans a step before the last one has ended keeps each
+    plan's `expected` itself, and calls `ended_as`.
     """
 
     def __init__(self, table: LatencyTable | None = None) -> None:
@@ -117,6 +120,12 @@ class StepHistory:
         self.last_seconds[kind] = seconds
         if self._meter is not None and learns:
             self._meter.observe(kind, seconds + deciding)
+
+    def ended_as(self, kind: str, seconds: float, expected: float | None) -> None:
+        """As `ended`, from a driver that kept what the table had predicted: its next step is planned already."""
+        self.last_seconds[kind] = seconds
+        if self._meter is not None and expected is not None:
+            self._meter.learn(kind, seconds, expected)
 
     def finished(self, request: Request) -> None:
         """A request has ended. Its length counts where its output came to its own end."""
