@@ -16,14 +16,17 @@ exec 4>&2 # what the user must see; inside a stage, 2 goes to the log
 
 usage() {
     cat <<EOF
-Usage: bash install.sh [--cpu | --cuda] [--venv DIR] [--help]
+Usage: bash install.sh [--engine v0 | v1] [--cpu | --cuda] [--venv DIR] [--help]
 
-Builds a virtual environment with vLLM $VLLM, patched, and everything else NeuStream needs.
-Run it again at any time: it does only what is missing.
+Builds a virtual environment with vLLM $VLLM, patched, and everything else NeuStream needs; with --engine v1, one with
+today's vLLM and what its plug-in needs. Run it again at any time: it does only what is missing.
 
-  --cpu       compile vLLM for the CPU (x86_64 with AVX2 or AVX-512; needs g++ and the libnuma headers)
-  --cuda      install the CUDA 12.1 wheels
-  --venv DIR  where to build it; default: $ROOT/.venv
+  --engine v0 vLLM $VLLM, patched (the default)
+  --engine v1 today's vLLM, as it comes, for vllm_plugin/
+
+  --cpu       vLLM for the CPU (x86_64 with AVX2 or AVX-512); v0 is compiled, with g++ and the libnuma headers
+  --cuda      the CUDA wheels
+  --venv DIR  where to build it; default: $ROOT/.venv, of v1 $ROOT/.venv-v1
   --help      print this
 
 Default target: what DIR was built for, else cuda if an NVIDIA GPU is visible, else cpu.
@@ -39,20 +42,24 @@ say() { echo "install.sh: $*" >&4; }
 refuse() { say "$*"; [ -z "$WORK" ] || touch "$WORK/refused"; exit 2; }
 
 parse_arguments() {
-    TARGET="" VENV=$ROOT/.venv
+    TARGET="" VENV="" ENGINE=v0
     while [ $# -gt 0 ]; do
         case $1 in
             --cpu | --cuda)
                 [ -z "$TARGET" ] || [ "$TARGET" = "${1#--}" ] || refuse "--cpu and --cuda exclude each other"
                 TARGET=${1#--} ;;
+            --engine | --engine=*)
+                if [ "$1" = --engine ]; then ENGINE=${2:-}; shift $(($# > 1)); else ENGINE=${1#--engine=}; fi
+                case $ENGINE in v0 | v1) ;; *) refuse "--engine is v0 or v1, got '$ENGINE'" ;; esac ;;
             --venv) [ -n "${2:-}" ] || refuse "--venv needs a folder"
                 VENV=$(realpath -m -- "$2"); shift ;;
             --venv=?*) VENV=$(realpath -m -- "${1#--venv=}") ;;
             --help | -h) usage; exit 0 ;;
-            *) refuse "unknown argument '$1'; known are --cpu --cuda --venv DIR --help" ;;
+            *) refuse "unknown argument '$1'; known are --engine E --cpu --cuda --venv DIR --help" ;;
         esac
         shift
     done
+    if [ -z "$VENV" ]; then VENV=$ROOT/.venv; [ "$ENGINE" = v0 ] || VENV+=-$ENGINE; fi
     STATE=$VENV/.neustream
     if [ -z "$TARGET" ]; then
         if [ -f "$STATE/target" ]; then TARGET=$(<"$STATE/target")
@@ -60,6 +67,7 @@ parse_arguments() {
         else TARGET=cpu; fi
     fi
     PINS=$ROOT/constraints/$TARGET.txt
+    [ "$ENGINE" = v0 ] || PINS=$ROOT/constraints/$ENGINE-$TARGET.txt
 }
 
 # --- What is there already ------------------------------------------------------------------------------------------
@@ -92,11 +100,14 @@ compute_keys() {
 has_stamp() { [ -f "$STATE/$1" ] && [ "$(<"$STATE/$1")" = "$2" ]; }
 
 is_complete() {
-    [ -x "$VENV/bin/python" ] && [ ! -e "$STATE/busy" ] && has_stamp target "$TARGET" &&
-        has_stamp packages "$PACKAGES_KEY" && has_stamp project "$PROJECT_KEY" &&
-        has_stamp vllm "$VLLM_KEY" && has_stamp patches "$PATCHES_KEY" &&
-        (cd "$ROOT" && "$VENV/bin/python" -m vllm_patch verify >/dev/null 2>&1) # somebody may have reverted them
+    [ -x "$VENV/bin/python" ] && [ ! -e "$STATE/busy" ] && has_stamp target "$TARGET" && has_engine &&
+        has_stamp packages "$PACKAGES_KEY" && has_stamp project "$PROJECT_KEY" || return 1
+    [ "$ENGINE" = v1 ] ||
+        { has_stamp vllm "$VLLM_KEY" && has_stamp patches "$PATCHES_KEY" &&
+            (cd "$ROOT" && "$VENV/bin/python" -m vllm_patch verify >/dev/null 2>&1); } # somebody may have reverted them
 }
+
+has_engine() { [ "$(cat "$STATE/engine" 2>/dev/null || echo v0)" = "$ENGINE" ]; }
 
 # --- Checks, before anything is downloaded or written ---------------------------------------------------------------
 
@@ -133,7 +144,7 @@ find_missing_system_packages() {
     MISSING=()
     command -v git >/dev/null || MISSING+=(git)
     "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || MISSING+=(python3.11-venv)
-    [ "$TARGET" = cpu ] || return 0
+    [ "$TARGET-$ENGINE" = cpu-v0 ] || return 0
     command -v g++ >/dev/null || MISSING+=(g++)
     has_header numa.h || MISSING+=(libnuma-dev)
     "$PYTHON" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null ||
@@ -152,6 +163,7 @@ check_system_packages() {
 
 list_needs() { # what each folder must take, in MB, and the folder
     local downloads=800 installed=2400
+    [ "$ENGINE" = v0 ] || { downloads=1000 installed=3800; }
     [ "$TARGET" = cpu ] || { downloads=4000 installed=8500; }
     if has_stamp packages "$PACKAGES_KEY"; then downloads=0 installed=100; fi
     echo "$installed $VENV"
@@ -179,6 +191,8 @@ check_disk() { # folders on one disk share what is free there
 }
 
 check_folder() {
+    [ ! -d "$STATE" ] || [ ! -f "$STATE/target" ] || has_engine ||
+        refuse "$VENV holds the other engine: remove it, or name another folder with --venv"
     [ ! -e "$VENV" ] || [ -d "$STATE" ] || { [ -d "$VENV" ] && [ -z "$(ls -A "$VENV")" ]; } ||
         refuse "$VENV was not made by install.sh: remove it, or name another folder with --venv"
 }
@@ -231,6 +245,7 @@ make_venv() {
         case $entry in "$STATE" | "$STATE/busy" | "$STATE/lock") ;; *) rm -rf -- "$entry" ;; esac
     done
     echo "$TARGET" >"$STATE/target"
+    echo "$ENGINE" >"$STATE/engine"
     "$PYTHON" -m venv "$VENV"
 }
 
@@ -257,8 +272,10 @@ install_packages() {
     if [ "$TARGET" = cpu ]; then
         install_torch_for_cpu
         install_pins but 'torch|vllm'
-    else
+    elif [ "$ENGINE" = v0 ]; then
         install_pins but vllm
+    else
+        install_pins but ''
     fi
     if [ -f "$STATE/pins" ]; then # what an earlier list had and this one lacks
         comm -23 <(pinned_names "$STATE/pins") <(pinned_names "$PINS") >"$WORK/gone.txt"
@@ -381,12 +398,13 @@ main() {
     : >"$LOG"
     say "building $VENV for $TARGET with $PYTHON"
     [ ${#MISSING[@]} -eq 0 ] || stage "system packages: ${MISSING[*]}" "under a minute" install_system_packages
-    offer_bubblewrap
+    [ "$ENGINE" = v1 ] || offer_bubblewrap
     if ! has_stamp target "$TARGET" || [ -e "$STATE/busy" ] || [ ! -x "$VENV/bin/python" ]; then
         stage "virtual environment" "5 s" make_venv
     fi
     has_stamp packages "$PACKAGES_KEY" || stage "Python packages" "1 to 3 minutes; CUDA: 10" install_packages
     has_stamp project "$PROJECT_KEY" || stage "this repository, to be imported from anywhere" "5 s" install_project
+    if [ "$ENGINE" = v1 ]; then say "$VENV is complete ($ENGINE, $TARGET), after $SECONDS s"; exit 0; fi
     # Other patches than those that were applied: they go on an unpatched vLLM.
     if [ -f "$STATE/patches" ] && ! has_stamp patches "$PATCHES_KEY"; then rm -f "$STATE/vllm"; fi
     if ! has_stamp vllm "$VLLM_KEY"; then

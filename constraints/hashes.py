@@ -1,4 +1,4 @@
-"""Writes into cpu.txt and cuda.txt the SHA-256 of every file that a pin may be installed from.
+"""Writes into the lists of pins here the SHA-256 of every file that a pin may be installed from.
 
 For maintainers, after a version was changed: `.venv/bin/python constraints/hashes.py`. The hashes come from the public
 package index. Listed are the wheels that Python 3.11 takes on Linux (x86_64, aarch64), and the source archives.
@@ -70,7 +70,7 @@ def rewrite(path: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        for target in ("cpu", "cuda"):
+        for target in ("cpu", "cuda", "v1-cpu", "v1-cuda"):
             rewrite(FOLDER / f"{target}.txt")
     except LookupError as error:
         print(f"hashes.py: {error}", file=sys.stderr)

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("neustream", "vllm_patch", "diffusion_plugin", "agent_plugin", "neusim", "neuserve", "exp")
+PACKAGES = ("neustream", "vllm_patch", "vllm_plugin", "diffusion_plugin", "agent_plugin", "neusim", "neuserve", "exp")
 MAY_IMPORT = {
     "neustream": {"neustream"},
     "vllm_patch": {"vllm_patch", "neustream"},
+    "vllm_plugin": {"vllm_plugin", "neustream"},
     "diffusion_plugin": {"diffusion_plugin", "neustream"},
     "agent_plugin": {"agent_plugin", "neustream"},
-    "neusim": {"neusim", "vllm_patch", "diffusion_plugin", "neustream"},
-    "neuserve": {"neuserve", "neusim", "vllm_patch", "diffusion_plugin", "neustream"},
+    "neusim": {"neusim", "vllm_patch", "vllm_plugin", "diffusion_plugin", "neustream"},
+    "neuserve": {"neuserve", "neusim", "vllm_patch", "vllm_plugin", "diffusion_plugin", "neustream"},
     "exp": set(PACKAGES),
 }
 """What docs/design.md allows each folder to import of the others."""

@@ -177,8 +177,8 @@ class Bookkeeping:
         if plan.kind is None:
             self.under_way.append(None)
             return None
-        known = self.table is not None and plan.module in self.table
-        expected = step_seconds(self.table, plan) if known and self.table is not None else None
+        assert plan.module is not None
+        expected = step_seconds(self.table, plan) if self.table is not None and plan.module in self.table else None
         members = plan.members
         step = Step(
             started=asked,

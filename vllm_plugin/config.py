@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neustream.ledger import split_slo
-from neustream.policies.configured import configured
 from neustream.policies.base import StepPolicy
+from neustream.policies.configured import configured
 from neustream.request import OnMiss
 from neustream.slo import ScaleSlo, parse_slo
 from neustream.tables import LatencyTable

@@ -1,4 +1,4 @@
-"""Loads today's vLLM in this process, under the step-policy scheduler: environment, arguments and checks in one place."""
+"""Loads today's vLLM in this process, under the step-policy scheduler: environment, arguments and checks."""
 
 from __future__ import annotations
 

@@ -30,8 +30,6 @@ from vllm_plugin.config import PluginConfig, check_engine, check_version, read_c
 
 logger = init_logger(__name__)
 
-MOST_STALLED = 3
-"""Steps in a row that ran nothing of what was planned, after which vLLM schedules one by itself."""
 PROBE_AGE = 1.0
 """Seconds for which the length of a cached prefix is taken to hold."""
 ENDS = {RequestStatus.FINISHED_ABORTED: Outcome.ABORTED, RequestStatus.FINISHED_IGNORED: Outcome.FAILED}
@@ -44,6 +42,11 @@ class StepPolicyScheduler(AsyncScheduler):  # type: ignore[misc]
     one, for a version of vLLM that is not known, and for what a step policy does not go with.
     """
 
+    running: Any
+    waiting: Any
+    max_num_scheduled_tokens: Any
+    max_num_active_reqs: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         check_version(vllm.__version__)
         super().__init__(*args, **kwargs)
@@ -53,10 +56,12 @@ class StepPolicyScheduler(AsyncScheduler):  # type: ignore[misc]
         self.step_policy = config.policy
         self.books = Bookkeeping(config.table, config.slo, config.on_miss, config.classes)
         self.num_errors = 0
-        """Steps that vLLM scheduled by itself, because the policy failed or nothing of its plan could run."""
+        """Steps that vLLM scheduled by itself, because the policy failed."""
+        self.num_stalls = 0
+        """Steps that ran nothing of what was planned."""
         self._given_up: list[tuple[EngineRequest, str]] = []
         """Requests that have ended outside of a step, and why; their clients have not been told yet."""
-        self._num_stalled = 0
+        self._is_stalled = False
         self.wake: float | None = None
         """Where the last plan ran nothing: when the policy wants to be asked again at the latest."""
         self._probed: dict[str, float] = {}
@@ -102,13 +107,15 @@ class StepPolicyScheduler(AsyncScheduler):  # type: ignore[misc]
                 self.num_errors += 1
                 logger.exception("the step policy failed (%d times); vLLM schedules this step", self.num_errors)
         decided = time.time()
-        if plan is None or self._num_stalled >= MOST_STALLED:
-            self._num_stalled = 0
+        if plan is None or self._is_stalled:
+            self._is_stalled = False
             output = super().schedule(*args, **kwargs)
         else:
             with self._only(plan):
                 output = super().schedule(*args, **kwargs)
-            self._watch_for_stalls(plan, output)
+            # vLLM found no room for any of it. The same would be planned again, so it schedules the next step itself.
+            self._is_stalled = plan.module is not None and not output.total_num_scheduled_tokens
+            self.num_stalls += self._is_stalled
         self._account(output, asked, rejected, decided - asked if self.step_policy is not None else 0.0)
         return output
 
@@ -278,15 +285,6 @@ class StepPolicyScheduler(AsyncScheduler):  # type: ignore[misc]
         pool = self.kv_cache_manager.block_pool
         while needed > pool.get_num_free_blocks() and held:
             self._preempt(held.pop())
-
-    def _watch_for_stalls(self, plan: StepPlan, output: Any) -> None:
-        if plan.module is None or output.total_num_scheduled_tokens:
-            self._num_stalled = 0
-            return
-        self._num_stalled += 1
-        if self._num_stalled >= MOST_STALLED:
-            self.num_errors += 1
-            logger.warning("nothing of what the step policy planned could run; vLLM schedules the next step")
 
     def _account(self, output: Any, asked: float, rejected: list[str], deciding: float) -> None:
         for request_id in output.preempted_req_ids or ():

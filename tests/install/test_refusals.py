@@ -44,7 +44,7 @@ def test_help_knows_every_flag_that_the_pages_use(machine: Machine) -> None:
 
 def test_unknown_argument(machine: Machine) -> None:
     assert refusal(machine, "--gpu") == (
-        "install.sh: unknown argument '--gpu'; known are --cpu --cuda --venv DIR --help"
+        "install.sh: unknown argument '--gpu'; known are --engine E --cpu --cuda --venv DIR --help"
     )
 
 

@@ -254,3 +254,33 @@ def test_who_may_not_install_bubblewrap_is_told_and_goes_on(machine: Machine) ->
     assert result.returncode == 0
     assert "install.sh: without bubblewrap " in result.stderr
     assert not [call for call in machine.take_calls() if call.startswith("apt-get")]
+
+
+V1 = ("--engine", "v1")
+
+
+def test_todays_vllm_has_an_environment_of_its_own_and_is_neither_compiled_nor_patched(machine: Machine) -> None:
+    machine.lacks("g++")
+    result = machine.run(*V1)
+    assert result.returncode == 0, result.stderr
+    assert machine.take_calls() == [f"-m venv {machine.venv}-v1", *PACKAGES, *PROJECT]
+    assert machine.run(*V1).stderr == f"install.sh: nothing to do: {machine.venv}-v1 is complete (cpu)\n"
+    assert not machine.venv.exists()
+
+
+def test_the_two_engines_do_not_share_a_folder(machine: Machine) -> None:
+    installed(machine)
+    result = machine.run(*V1, "--venv", str(machine.venv))
+    assert result.returncode == 2
+    assert "holds the other engine" in result.stderr
+
+
+def test_an_unknown_engine_is_refused(machine: Machine) -> None:
+    result = machine.run("--engine", "v2")
+    assert result.returncode == 2
+    assert result.stderr == "install.sh: --engine is v0 or v1, got 'v2'\n"
+
+
+def test_todays_vllm_for_cuda_takes_pins_with_hashes_alone(machine: Machine) -> None:
+    assert machine.run(*V1, "--cuda").returncode == 0
+    assert machine.take_calls() == [f"-m venv {machine.venv}-v1", "pip install pins", *PROJECT]
