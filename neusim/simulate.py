@@ -104,6 +104,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="J",
         help="relative standard deviation of a step, or `table`: as measured (default 0)",
     )
+    device.add_argument(
+        "--prefix-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="prompts share the blocks that a trace says they have in common",
+    )
     device.add_argument("--kv-blocks", type=whole(0), help="of 16 tokens (default: what the device has; 0: unbounded)")
     device.add_argument("--max-num-seqs", type=whole(1), default=256, help="sequences at once (default 256)")
     device.add_argument("--max-num-batched-tokens", type=whole(1), default=2048, help="in a step (default 2048)")

@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--jitter", type=numbers(at_least(0)), default=(0.0,), metavar="J", help="relative spread of steps' seconds")
     add("--seed", type=whole(0), default=0, help="of classes and jitter (default 0)")
     add("--oracle", action="store_true", help="an analysis: policies know the true lengths")
+    add("--prefix-cache", action=argparse.BooleanOptionalAction, default=True, help="share the prompts' common blocks")
     add("--figure", choices=(*FIGURES, "all"), default="all", help="which figure to print (default all)")
     add("--ours", metavar="P", help="also this policy against the best of the others in each cell, paired by window")
     add("--csv", type=Path, metavar="FILE", help="write a line per cell and policy")
@@ -84,6 +85,7 @@ def make_grid(options: argparse.Namespace) -> Grid:
         jitter=options.jitter[0],
         seed=options.seed,
         knows_lengths=options.oracle,
+        device={} if options.prefix_cache else {"prefix_cache": False},
     )
     pattern.make_device()
     policies = tuple(parse_policy(text) for text in options.policy)

@@ -98,7 +98,8 @@ def run_cell(cell: Cell, policy: str | PolicySpec | Build, **options: Any) -> di
 
     - `good_share`, `attained_share`: requests good by the envelope, and by vLLM's definition, of all that came;
     - `token_share`: tokens on time, of all that were asked for;
-    - `rate`: requests per second that came.
+    - `rate`: requests per second that came;
+    - `spared`: share of the prompts' tokens that a prefix cache spared; None where the traffic names no prefixes.
 
     Raises ValueError, one line, for bad input.
     """
@@ -131,5 +132,6 @@ def run_cell(cell: Cell, policy: str | PolicySpec | Build, **options: Any) -> di
         "token_share": figures["units_on_time"] / wanted,
         **figures,
         "num_steps": result.num_steps,
+        "spared": result.spared,
         "table_origin": cell.table.origin,
     }

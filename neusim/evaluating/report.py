@@ -14,7 +14,7 @@ GROUP = ("device", "model", "trace", "slo")
 FLAT = (
     *("device", "model", "trace", "window", "slo", "load", "rate", "slowness", "jitter", "seed", "policy"),
     *("requests", "good", "good_share", "attained_share", "token_share", "units_on_time", "reject_rate"),
-    *("met", "late", "rejected", "failed", "seconds", "num_steps", "table_origin"),
+    *("met", "late", "rejected", "failed", "seconds", "num_steps", "spared", "table_origin"),
 )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from neusim.estimating.roofline import BYTES
 from neustream.catalog.accelerators import ACCELERATORS
 from neustream.catalog.llms import known_shape
+from neustream.cost import gpu_demand
 from neustream.policies import POLICIES, is_llm
 from neustream.route import LOOP_MODULE
 from neustream.tables import KV_BLOCK, STEP_TOKENS, LatencyTable
@@ -77,6 +79,8 @@ class Device:
     """Blocks of `block_size` tokens; None: unbounded memory."""
     block_size: int = KV_BLOCK
     watermark: float = WATERMARK
+    prefix_cache: bool = True
+    """Whether prompts that begin alike share blocks, where the workload says which do."""
     max_num_seqs: int = 256
     max_num_batched_tokens: int = STEP_TOKENS
 
@@ -157,3 +161,11 @@ def kv_blocks(table: LatencyTable) -> int | None:
         return None
     memory = accelerator.memory_bytes * table.tensor_parallel
     return shape.kv_blocks(memory, width, table.kv_block_size) or None
+
+
+def demand_law(table: LatencyTable, contention: Contention) -> Callable[[str, int], float]:
+    """The share of its time in which a step of a module and batch size keeps the GPU busy, by the law of contention."""
+    if contention == "table":
+        return lru_cache(maxsize=None)(partial(gpu_demand, table))
+    share = 1.0 if contention == "full" else 0.0
+    return lambda module, batch: share

@@ -9,6 +9,7 @@ from functools import partial
 from neusim.sim.device import Device
 from neusim.sim.engine import Engine, Handler
 from neusim.sim.events import EventQueue, Priority
+from neusim.sim.prefixes import Prefix
 from neustream.driver import Ask, Callbacks, Observer
 from neustream.policies import StepPolicy
 from neustream.records import StepRecord
@@ -35,7 +36,7 @@ class SimulatedDriver:
     several processes run at once, a request that is submitted later than it arrives may enter after a step has ended
     that it would have come before.
 
-    `make_policy` makes the policy of each process; `seed` and `num_units` are those of `Engine`.
+    `make_policy` makes the policy of each process; `seed`, `num_units` and `prefix` are those of `Engine`.
     """
 
     def __init__(
@@ -46,12 +47,15 @@ class SimulatedDriver:
         *,
         seed: int = 0,
         num_units: Callable[[Request], int] | None = None,
+        prefix: Prefix | None = None,
     ) -> None:
         self.table = table
         self.now = 0.0
         self._events: EventQueue[Handler] = EventQueue()
         observer = Callbacks(self._note_end, self._note_step)
-        self._engine = Engine(table, device, make_policy, observer, events=self._events, seed=seed, num_units=num_units)
+        self._engine = Engine(
+            table, device, make_policy, observer, events=self._events, seed=seed, num_units=num_units, prefix=prefix
+        )
         self._open: dict[str, Request] = {}
         self._coming: set[str] = set()
         """Ids of the open requests that have not entered the device."""
@@ -62,6 +66,11 @@ class SimulatedDriver:
     def num_unfinished(self) -> int:
         """Requests that were submitted and have not ended."""
         return len(self._open)
+
+    @property
+    def spared(self) -> float | None:
+        """Share of the admitted prompts' tokens that a prefix cache spared; None without one."""
+        return self._engine.spared
 
     @property
     def wake(self) -> float | None:

@@ -7,16 +7,14 @@ demand; while the demands of the steps under way add up to more than 1, all of t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 
-from neusim.sim.device import Contention, Device
+from neusim.sim.device import Device, demand_law
 from neusim.sim.events import EventQueue, Priority
-from neusim.sim.memory import KvMemory
+from neusim.sim.prefixes import Prefix, PrefixMemory, make_memory
 from neusim.sim.process import Process, ProcessStreams, RunningStep
-from neustream.cost import gpu_demand
 from neustream.driver import Observer
 from neustream.history import StepHistory
 from neustream.loop import DONE, StepResult, commit, reject, step_record
@@ -38,7 +36,8 @@ class Engine:
     Several engines may share one queue. `neusim.sim.driver` runs a single one step by step.
 
     `num_units` says how many units a request's output really has, which no policy knows: it ends there, or with its
-    route. Without it every output is as long as its route.
+    route. Without it every output is as long as its route. `prefix` names the blocks of a prompt, for a device with a
+    prefix cache.
     """
 
     def __init__(
@@ -51,10 +50,12 @@ class Engine:
         events: EventQueue[Handler],
         seed: int = 0,
         num_units: Callable[[Request], int] | None = None,
+        prefix: Prefix | None = None,
     ) -> None:
         self.table = table
         self.device = device
         self.observer = observer
+        self._prefix = prefix if device.prefix_cache else None
         self.num_live = 0
         self._random = np.random.default_rng(seed)
         self._num_units = num_units
@@ -65,7 +66,7 @@ class Engine:
         self._rate = 1.0
         """Seconds of progress per second of every step under way, since `_shared_at`."""
         self._shared_at = 0.0
-        self._demand = _demand(table, device.contention)
+        self._demand = demand_law(table, device.contention)
 
     @property
     def is_running(self) -> bool:
@@ -85,7 +86,7 @@ class Engine:
         history = StepHistory(self.table)
         if not is_llm(self.table):
             return Process(ProcessStreams(modules), policy, history.limits(Limits()), history)
-        memory = KvMemory(device.kv_blocks, device.block_size, device.watermark) if device.kv_blocks else None
+        memory = make_memory(device, self._prefix)
         held = Limits(
             max_resident=device.max_num_seqs,
             max_work=device.max_num_batched_tokens,
@@ -96,6 +97,16 @@ class Engine:
             can_split=True,
         )
         return Process(ProcessStreams(modules), policy, history.limits(held), history, memory)
+
+    @property
+    def spared(self) -> float | None:
+        """Share of the admitted prompts' tokens whose blocks were there already; None without a prefix cache."""
+        asked = spared = 0
+        for process in self._processes:
+            if isinstance(process.memory, PrefixMemory):
+                asked += process.memory.num_asked
+                spared += process.memory.num_spared
+        return spared / asked if asked else None
 
     # Requests come in.
 
@@ -152,16 +163,13 @@ class Engine:
         process.inbox.clear()
         if not len(process.streams):
             return
-        limits = process.limits
-        if process.memory is not None:
-            limits = replace(limits, free_blocks=process.memory.free)
-        plan = process.policy.plan(now, process.streams, limits)
+        plan = process.policy.plan(now, process.streams, process.limits_now())
         for request in reject(process.streams, plan, now):
             self._finish(process, request)
         plan, has_preempted = process.allocate(plan)
         if plan.module is not None:
             self._start(process, plan, now)
-        elif plan.rejected or has_preempted:
+        elif plan.rejected or has_preempted or process.is_short:
             self._ask(process, now)
         elif plan.wake is not None:
             assert plan.wake > now, f"asked to be woken at {plan.wake}, it is {now}"
@@ -234,11 +242,3 @@ class Engine:
         process.streams.outbox.clear()
         self.observer.on_step(record)
         self._ask(process, now)
-
-
-def _demand(table: LatencyTable, contention: Contention) -> Callable[[str, int], float]:
-    """The share of its time in which a step of a module and batch size keeps the GPU busy, by the law of contention."""
-    if contention == "table":
-        return lru_cache(maxsize=None)(partial(gpu_demand, table))
-    share = 1.0 if contention == "full" else 0.0
-    return lambda module, batch: share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from neustream.plan import UNLIMITED
 from neustream.request import Request
@@ -31,14 +31,38 @@ class KvMemory:
 
     def take(self, request: Request, units: int) -> None:
         """Give the request all the blocks that a context of `units` needs beyond those that it holds."""
-        more = self.blocks(units) - self.held.get(request.request_id, 0)
-        if more <= 0:
+        more = self.blocks(units) - self.holding(request)
+        if more <= 0 and request.request_id in self._holders:
             return
         if more > self.free:
             raise ValueError(f"{request!r} was given {more} blocks, {self.free} are free")
         self.free -= more
         self.held[request.request_id] = self.held.get(request.request_id, 0) + more
         self._holders[request.request_id] = request
+
+    def holding(self, request: Request) -> int:
+        """Blocks that the request holds, those that it shares included."""
+        return self.held.get(request.request_id, 0)
+
+    def admit(self, request: Request) -> bool:
+        """Give a request that holds nothing the blocks of its context; False, and nothing given, where they lack."""
+        self.take(request, request.context)
+        return True
+
+    def refresh(self, waiting: Iterable[Request]) -> None:
+        """Tell those that wait what of their input the memory has already: nothing here."""
+
+    def fill(self, request: Request, tokens: int) -> None:
+        """So many tokens of its input are processed with the step that begins. Nobody else can use them here."""
+
+    def certain(self, waiting: Iterable[Request]) -> int:
+        """Blocks that may be planned with, whoever of those waiting is admitted."""
+        return self.free
+
+    @property
+    def num_shared(self) -> int:
+        """Blocks in use that belong to no single request."""
+        return 0
 
     def release(self, request: Request) -> None:
         """Take back what the request holds, if anything."""
@@ -74,5 +98,5 @@ class KvMemory:
     def check_integrity(self) -> None:
         """Assert that every block is either free or held by someone."""
         assert self.free >= 0, self.free
-        assert self.free + sum(self.held.values()) == self.total, (self.free, self.held)
+        assert self.free + sum(self.held.values()) + self.num_shared == self.total, (self.free, self.held)
         assert self.held.keys() == self._holders.keys()

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from neusim.sim.memory import KvMemory
+from neustream.cost import begun
 from neustream.history import StepHistory
 from neustream.loop import preempt
 from neustream.plan import Limits, StepPlan
 from neustream.policies import StepPolicy
 from neustream.request import Request
-from neustream.route import DECODE
+from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
 
 
@@ -59,6 +60,8 @@ class Process:
     inbox: list[Request] = field(default_factory=list)
     """Who has come since the step under way was planned: they were not passed over by it."""
     step: RunningStep | None = None
+    is_short: bool = False
+    """Whether the last plan got no memory for anybody: the next is told of no block that somebody may yet take."""
     is_plan_due: bool = False
     """Whether a planning event is queued for this instant already."""
 
@@ -81,6 +84,36 @@ class Process:
                 batch = tuple(request for request in plan.batch if request.request_id not in lost)
                 pieces = tuple(piece for piece in plan.pieces if piece.request.request_id not in lost)
                 plan = replace(plan, module=DECODE if batch or pieces else None, batch=batch, pieces=pieces)
-        for request in (*(plan.batch if plan.module != DECODE else ()), *(piece.request for piece in plan.pieces)):
-            self.memory.take(request, request.context)
-        return plan, bool(lost) or bool(plan.preempted)
+        return self._admit(plan, self.memory), bool(lost) or bool(plan.preempted)
+
+    def _admit(self, plan: StepPlan, memory: KvMemory) -> StepPlan:
+        """Memory for those whose input the step processes; the plan without the last of them where it is too little.
+
+        Only where prompts share blocks may it be: no policy is told whose blocks are idle, and so count as free.
+        """
+        whole = plan.batch if plan.module != DECODE else ()
+        given = 0
+        for request in (*whole, *(piece.request for piece in plan.pieces)):
+            if not request.is_resident and not memory.admit(request):
+                break
+            given += 1
+        for piece in plan.pieces[: max(given - len(whole), 0)]:
+            memory.fill(piece.request, begun(piece.request) + piece.work)
+        for request in whole[:given]:
+            memory.fill(request, request.size)
+        if given == len(whole) + len(plan.pieces):
+            self.is_short = False
+            return plan
+        batch = whole[:given] if plan.module != DECODE else plan.batch
+        pieces = plan.pieces[: max(given - len(whole), 0)]
+        module = plan.module if batch or pieces else None
+        self.is_short = module is None
+        return replace(plan, module=module, batch=batch, pieces=pieces)
+
+    def limits_now(self) -> Limits:
+        """What the device holds at this moment; those that wait are told what a prefix cache spares them."""
+        if self.memory is None:
+            return self.limits
+        waiting = self.streams[PREFILL]
+        self.memory.refresh(waiting)
+        return replace(self.limits, free_blocks=self.memory.certain(waiting) if self.is_short else self.memory.free)

@@ -22,6 +22,7 @@ def format_rows(rows: Sequence[Row]) -> str:
         Column("of", plain("requests", 6)),
         *goodput_columns(has_tokens, "s"),
         *([BY_MEANS] if has_tokens else []),
+        *([Column("prefix hits", percent("spared"))] if any("spared" in row for row in rows) else []),
     ]
     return format_table(rows, columns)
 

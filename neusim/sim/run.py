@@ -28,6 +28,8 @@ class Result:
     num_steps: int
     steps: tuple[StepRecord, ...] = field(default=(), repr=False)
     """By their ends; kept with `keep_steps`. Times are virtual, in seconds."""
+    spared: float | None = None
+    """Share of the admitted prompts' tokens that a prefix cache spared; None without one."""
 
     @property
     def good(self) -> int:
@@ -80,7 +82,8 @@ def simulate(
     `policy` is a name or makes one policy object for each process of the device (a named one that serves whole
     requests has it run in one process); `device` is by default the one that
     `default_device` gives. `slo_scale` is what a pipeline's policy takes its batch caps from, by default that of the
-    workload. Where the workload has `num_units` (`HiddenLengths`), outputs end there. `seed` drives the jitter alone;
+    workload. Where the workload has `num_units` (`HiddenLengths`), outputs end there; where it has `prefix`
+    (`SharedPrefixes`) that names any block, prompts share memory. `seed` drives the jitter alone;
     `on_end` gets each request as it ends, and `keep_steps` keeps the record of each step.
 
     Raises ValueError for a policy that does not serve the table's model.
@@ -93,8 +96,8 @@ def simulate(
         slo_scale = slo.first
     counter, steps = GoodputCounter(), StepKeeper(keep_steps)
     build = partial(named_policy, policy, table, device, slo_scale) if isinstance(policy, str) else policy
-    num_units = getattr(workload, "num_units", None)
-    driver = SimulatedDriver(table, device, build, seed=seed, num_units=num_units)
+    num_units, prefix = getattr(workload, "num_units", None), getattr(workload, "prefix", None)
+    driver = SimulatedDriver(table, device, build, seed=seed, num_units=num_units, prefix=prefix)
     observers = (counter, steps) if on_end is None else (counter, steps, Callbacks(on_end))
     driver.run(workload.requests(table), Observers(*observers))
-    return Result(counter.summary(), steps.num_steps, tuple(steps.kept))
+    return Result(counter.summary(), steps.num_steps, tuple(steps.kept), driver.spared)

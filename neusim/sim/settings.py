@@ -197,6 +197,7 @@ def _device(options: argparse.Namespace, table: LatencyTable) -> Device:
         "slowness": options.slowness,
         "contention": options.contention,
         "jitter": _measured_spread(table) if options.jitter is None else options.jitter,
+        "prefix_cache": options.prefix_cache,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
     }

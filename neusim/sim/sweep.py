@@ -75,11 +75,11 @@ class Sweep:
 
     @property
     def can_be_bounded(self) -> bool:
-        """Whether the bound is valid here and affordable: steps never beat their table, nor those of other modules."""
+        """Whether the bound is valid here and affordable: steps never beat the table's modules that it knows of."""
         slowness = self.device.slowness
-        is_valid = (
-            self.table.mixed is None and not self.device.jitter and isinstance(slowness, int | float) and slowness >= 1
-        )
+        never_faster = not self.device.jitter and isinstance(slowness, int | float) and slowness >= 1
+        has_hits = self.device.prefix_cache and any(row.blocks for row in self.trace)
+        is_valid = never_faster and self.table.mixed is None and not has_hits
         return self.has_bound and is_valid and self.num_requests <= MAX_BOUNDED
 
     def workload(self, point: Point) -> Workload:
@@ -142,6 +142,7 @@ def run_policy(sweep: Sweep, point: Point, policy: str) -> dict[str, Any]:
         **{axis: value for axis, value in point.axes.items() if axis != "cv" or sweep.bursts is None},
         **result.summary,
         "num_steps": result.num_steps,
+        **({} if result.spared is None else {"spared": result.spared}),
         "seed": sweep.seed,
         **workload,
         "table_origin": sweep.table.origin,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,15 @@ class HiddenLengths(Protocol):
 
     def num_units(self, request: Request) -> int:
         """Units of the request's output, at most those of its route."""
+        ...
+
+
+class SharedPrefixes(Protocol):
+    """A workload whose prompts may begin alike. `prefix` is None where it does not say."""
+
+    @property
+    def prefix(self) -> Callable[[Request], Sequence[int]] | None:
+        """Names of the blocks of a request's prompt, front to back."""
         ...
 
 
@@ -132,6 +141,13 @@ class TraceWorkload:
             arrival = made_up[i] if row.offset is None else row.offset
             route = longest if self.is_hidden else llm_route(min(row.output, self.max_tokens))
             yield _request(i, arrival, route, row.prompt, kind, table)
+
+    @property
+    def prefix(self) -> Callable[[Request], Sequence[int]] | None:
+        return self._blocks if any(row.blocks for row in self.trace) else None
+
+    def _blocks(self, request: Request) -> Sequence[int]:
+        return self.trace[int(request.request_id)].blocks
 
     def num_units(self, request: Request) -> int:
         return min(self.trace[int(request.request_id)].output, self.max_tokens)

@@ -3,7 +3,8 @@
 Three formats, told apart by their content:
 
 - Azure's LLM inference traces: CSV with the columns `TIMESTAMP,ContextTokens,GeneratedTokens`.
-- Mooncake's (FAST'25): a JSON object per line with `timestamp` (ms), `input_length`, `output_length`.
+- Mooncake's (FAST'25): a JSON object per line with `timestamp` (ms), `input_length`, `output_length`, and `hash_ids`
+  where it says which prompts begin alike.
 - ShareGPT: a JSON list of conversations. It has no times, and lengths are in words, so tokens are estimated.
 """
 
@@ -19,6 +20,9 @@ from typing import Any, NamedTuple
 
 AZURE_COLUMNS = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
 MOONCAKE_KEYS = ("timestamp", "input_length", "output_length")
+BLOCKS_KEY = "hash_ids"
+PREFIX_TOKENS = 512
+"""Tokens in a named block of Mooncake's traces; the last of a prompt may have fewer."""
 MS_PER_S = 1000.0
 TOKENS_PER_WORD = 4 / 3
 
@@ -32,6 +36,9 @@ class TracedRequest(NamedTuple):
     """Tokens of its prompt."""
     output: int
     """Tokens of its output."""
+    blocks: tuple[int, ...] = ()
+    """Names of its prompt's blocks of `PREFIX_TOKENS` tokens, front to back, where the trace says: prompts agree as far
+    as these agree."""
 
 
 def read_trace(path: Path) -> list[TracedRequest]:
@@ -58,7 +65,8 @@ def read_trace(path: Path) -> list[TracedRequest]:
     if kept[0].offset is None:
         return kept
     first = min(row.offset or 0.0 for row in kept)
-    return sorted(row._replace(offset=(row.offset or 0.0) - first) for row in kept)
+    moved = [row._replace(offset=(row.offset or 0.0) - first) for row in kept]
+    return sorted(moved, key=lambda row: row.offset or 0.0)
 
 
 def window(trace: Sequence[TracedRequest], start: float, end: float) -> list[TracedRequest]:
@@ -126,7 +134,8 @@ def _read_mooncake(path: Path, text: str) -> Iterator[TracedRequest]:
         try:
             row = json.loads(line)
             stamp, prompt, output = (row[key] for key in MOONCAKE_KEYS)
-            yield TracedRequest(float(stamp) / MS_PER_S, int(prompt), int(output))
+            blocks = tuple(int(name) for name in row.get(BLOCKS_KEY, ()))
+            yield TracedRequest(float(stamp) / MS_PER_S, int(prompt), int(output), blocks)
         except (ValueError, KeyError, TypeError) as error:
             keys = ", ".join(MOONCAKE_KEYS)
             raise ValueError(f"trace {path}:{number}: expected an object with {keys} ({error!r})") from error

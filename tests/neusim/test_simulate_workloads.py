@@ -10,7 +10,7 @@ import pytest
 from neusim import simulate
 from neusim.sim.workload import TraceWorkload
 from neustream import LatencyTable, ScaleSlo, save_table
-from neustream.latency import BatchLatency, ContextLatency, TokensLatency
+from neustream.latency import BatchLatency, ContextLatency, MixedLatency, TokensLatency
 from neustream.tables import table_path
 from neustream.workload.traces import TracedRequest
 
@@ -160,6 +160,31 @@ def test_a_trace_of_fixed_lengths_keeps_its_prompts_and_times(tables, tmp_path, 
     (fixed,) = rows_of(tables, tmp_path, *arguments, "--lengths", "fixed", "--max-tokens", "9")
     assert (fixed["units"], fixed["rate"]) == (20 * 9, own["rate"])
     assert fixed["by_size"][0]["least"] == own["by_size"][0]["least"] == 20
+
+
+def test_prompts_of_a_trace_share_their_common_blocks_unless_told_not_to(tables, tmp_path, capsys):
+    lines = [
+        {"timestamp": 4000 * i, "input_length": 1100, "output_length": 3, "hash_ids": [i % 2, 2 + i % 2, 10 + i]}
+        for i in range(8)
+    ]
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    arguments = ["--policy", "fcfs", "--trace", str(path)]
+    (shared,), (own,) = (rows_of(tables, tmp_path, *arguments, *more) for more in ([], ["--no-prefix-cache"]))
+    assert shared["spared"] == pytest.approx(6 * 1024 / (8 * 1100))
+    assert "prefix hits" in capsys.readouterr().out
+    assert "spared" not in own
+    assert shared["ttft"]["p50"] < 0.3 * own["ttft"]["p50"]
+    assert shared["bound"] is None  # it knows of no hits, and would be too low
+    assert own["bound"] >= own["good"]
+
+
+def test_a_measured_mixed_module_leaves_no_bound(tmp_path):
+    modules = {"prefill": TokensLatency((0.02, 0.001, 0.0)), "decode": ContextLatency((0.03, 1e-5))}
+    table = LatencyTable("opt-hand", "gpu", modules, {}, MixedLatency(0.02, 1e-4))
+    save_table(table, table_path(tmp_path / "tables", "gpu", "opt-hand"))
+    (row,) = rows_of(tmp_path / "tables", tmp_path, "--policy", "chunked", "--rate", "1", "--requests", "9")
+    assert row["bound"] is None
 
 
 def test_published_traffic_needs_no_file(tables, tmp_path, capsys):

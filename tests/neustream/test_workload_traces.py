@@ -49,7 +49,14 @@ def test_an_azure_trace_counts_from_its_first_request_and_leaves_out_empty_outpu
 
 def test_a_mooncake_trace_is_in_milliseconds_and_comes_out_in_order(tmp_path):
     trace = read_trace(written(tmp_path, MOONCAKE))
-    assert trace == [(0.0, 7322, 490), (0.027, 100, 3), (3.0, 6758, 500)]
+    assert trace == [(0.0, 7322, 490, (0,)), (0.027, 100, 3, (0,)), (3.0, 6758, 500, (0,))]
+
+
+def test_requests_of_one_moment_stay_in_the_order_of_the_file(tmp_path):
+    lines = [{"timestamp": 3000 * (i // 3), "input_length": 90 - i, "output_length": 5} for i in range(6)]
+    trace = read_trace(written(tmp_path, "\n".join(json.dumps(line) for line in lines)))
+    assert [row.prompt for row in trace] == [90, 89, 88, 87, 86, 85]
+    assert {row.blocks for row in trace} == {()}
 
 
 def test_sharegpt_has_lengths_and_no_times(tmp_path):
@@ -60,7 +67,10 @@ def test_sharegpt_has_lengths_and_no_times(tmp_path):
 
 def test_a_window_counts_from_its_start_and_a_scale_is_how_many_times_as_fast(tmp_path):
     trace = read_trace(written(tmp_path, MOONCAKE))
-    assert window(trace, 0.02, 5.0) == [(pytest.approx(0.007), 100, 3), (pytest.approx(2.98), 6758, 500)]
+    assert window(trace, 0.02, 5.0) == [
+        (pytest.approx(0.007), 100, 3, (0,)),
+        (pytest.approx(2.98), 6758, 500, (0,)),
+    ]
     assert [row.offset for row in scaled(trace, 2.0)] == [0.0, 0.0135, 1.5]
     with pytest.raises(ValueError, match="no request between 10 s and 20 s; its last is at 3 s"):
         window(trace, 10.0, 20.0)
