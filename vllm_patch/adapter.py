@@ -23,6 +23,7 @@ from neustream.route import DECODE, PREFILL
 from neustream.slo import NO_DEADLINES
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
+from vllm_patch.engine import TOLD_TOKENS
 
 CAN_SPLIT = False
 """Whether pieces of prompts may ride along with a batch: vLLM 0.5.4 has no such step under a step policy."""
@@ -31,6 +32,20 @@ ENDED_BADLY = {
     SequenceStatus.FINISHED_ABORTED: Outcome.ABORTED,
     SequenceStatus.FINISHED_IGNORED: Outcome.FAILED,
 }
+
+
+def told_tokens(slo: Any, max_tokens: int | None) -> tuple[Any, int | None]:
+    """`(the SLO without it, what the policy takes for max_tokens)`: an SLO may bring `max_tokens`, for experiments.
+
+    Its text then ends after the sampling parameters' `max_tokens`, which the policy does not know. Raises ValueError
+    for what is no number of tokens.
+    """
+    if not isinstance(slo, Mapping) or TOLD_TOKENS not in slo:
+        return slo, max_tokens
+    told = slo[TOLD_TOKENS]
+    if not isinstance(told, int) or told < (max_tokens or 1):
+        raise ValueError(f"an SLO's {TOLD_TOKENS} must be at least {max_tokens or 1} tokens, got {told!r}")
+    return {key: value for key, value in slo.items() if key != TOLD_TOKENS}, told
 
 
 class GroupRequest(Request):
@@ -82,13 +97,14 @@ class Adapter:
             raise ValueError(f"request {group.request_id!r} asks for an embedding: a step policy serves texts")
         # vLLM stops a text once it is longer than the model's length: the token that makes it so comes out too.
         most = max(self.max_model_len - length + 1, 1)
+        slo, asked = told_tokens(group.slo, params.max_tokens)
         request = self.ledger.add(
             group.request_id,
             group.metrics.arrival_time,
             length,
-            min(params.max_tokens or most, most),
+            min(asked or most, most),
             width=params.best_of,
-            slo=group.slo,
+            slo=slo,
         )
         self.streams.add(request)
         request.place = PREFILL

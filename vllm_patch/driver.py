@@ -12,7 +12,7 @@ from neustream.records import StepRecord
 from neustream.request import OnMiss, Outcome, Request
 from neustream.route import PREFILL
 from neustream.tables import LatencyTable
-from vllm_patch.engine import sampling
+from vllm_patch.engine import TOLD_TOKENS, sampling
 
 TOLERANCE = 1e-6
 """Seconds by which two sums of the same deadline may differ."""
@@ -21,7 +21,8 @@ BAD_ENDS = {"timeout": Outcome.REJECTED, "abort": Outcome.ABORTED}
 
 
 class VllmDriver:
-    """Serves requests on an LLMEngine that is idle. The payload of an `Ask` is `(prompt_token_ids, max_tokens)`.
+    """Serves requests on an LLMEngine that is idle. The payload of an `Ask` is `(prompt_token_ids, max_tokens)`,
+    or `(prompt_token_ids, max_tokens, ends_after)` where the text ends earlier than the policy is told.
 
     `slo` (outside form) and `on_miss` are for asks that bring none; `table` is needed for an SLO given as a scale, and
     for `predicted_seconds`. The engine hears of SLOs only if it has a step policy. The driver judges by its own ledger
@@ -57,6 +58,8 @@ class VllmDriver:
         self._taken: dict[str, tuple[int, ...]] = {}
         self._grown: dict[str, Any] = {}
         self._num_told: dict[str, int] = {}
+        self._ends_after: dict[str, int] = {}
+        """Tokens after which the texts of open requests end, which is the ledger's maximum or less."""
         self._record: Any = None
         self.scheduler.on_step = self._keep_record
         if self.step_policy is not None and hasattr(self.step_policy.policy, "reset_history"):
@@ -65,8 +68,8 @@ class VllmDriver:
     def submit(self, ask: Ask) -> None:
         """Take a request. Raises ValueError for an SLO or a payload that cannot be served."""
         try:
-            prompt, max_tokens = ask.payload
-            size = len(prompt)
+            prompt, max_tokens, *rest = ask.payload
+            size, ends_after = len(prompt), min(rest[0] if rest else max_tokens, max_tokens)
         except (TypeError, ValueError) as error:
             raise ValueError(f"request {ask.request_id!r}: its payload is no (prompt_token_ids, max_tokens)") from error
         request = self.ledger.add(ask.request_id, ask.arrival, size, max_tokens, slo=ask.slo, on_miss=ask.on_miss)
@@ -74,12 +77,15 @@ class VllmDriver:
         if self.step_policy is not None:
             fields = self.ledger.slo if ask.slo is None else ask.slo
             told = {"slo": {**fields, "on_miss": request.on_miss}}
+            if ends_after < max_tokens:
+                told["slo"][TOLD_TOKENS] = max_tokens
         try:
             inputs = {"prompt_token_ids": prompt}
-            self.engine.add_request(ask.request_id, inputs, self.params(max_tokens), arrival_time=ask.arrival, **told)
+            self.engine.add_request(ask.request_id, inputs, self.params(ends_after), arrival_time=ask.arrival, **told)
         except BaseException:
             del self.ledger.open[ask.request_id]
             raise
+        self._ends_after[ask.request_id] = ends_after
 
     def step(self) -> StepRecord | None:
         """Run one step. A step that only gave requests up has a record of kind `idle`.
@@ -204,7 +210,7 @@ class VllmDriver:
         outcome, reason = BAD_ENDS.get(completion.finish_reason), None
         if outcome is not None:
             reason = str(completion.stop_reason or completion.finish_reason)
-        elif not times or (completion.finish_reason == "length" and request.units < request.max_units):
+        elif not times or (completion.finish_reason == "length" and request.units < self._ends_after[name]):
             outcome, reason = Outcome.FAILED, f"ended after {request.units} tokens ({completion.finish_reason})"
         at = times[-1] if outcome is None else time.time()
         if outcome is None:
@@ -214,6 +220,7 @@ class VllmDriver:
     def _end(self, name: str, at: float, outcome: Outcome | None, reason: str | None) -> Request:
         self._grown.pop(name, None)
         self._num_told.pop(name, None)
+        self._ends_after.pop(name, None)
         return self.ledger.end(name, at, outcome, reason)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 FACTORY = "vllm_patch.factory:build"
 KV_CACHE_GIB = 4
 WARM_UP_BATCHES = (1, 4)
+TOLD_TOKENS = "max_tokens"
+"""Field of an SLO: what a policy takes for a request's maximum, where its text is known to end earlier."""
 ENVIRONMENT = {
     # Without a tokenizer vLLM warns at every request, which would tear a progress bar apart.
     "VLLM_LOGGING_LEVEL": "ERROR",

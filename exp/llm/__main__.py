@@ -36,9 +36,9 @@ def scope(options: LlmOptions, table: LatencyTable) -> Scope:
     """Without --rate, rates are multiples of the capacity; on a CPU --requests follows from that too."""
     common = options.common
     prompt = options.prompts.mean_length(common.seed)
-    context = prompt + options.max_tokens // 2
+    context = prompt + options.tokens // 2
     pace = config.pace_scale(table, options.absolute_slo, min(options.dslo), context)
-    capacity = llm_capacity(table, prompt=prompt, max_tokens=options.max_tokens, dslo=pace)
+    capacity = llm_capacity(table, prompt=prompt, max_tokens=options.tokens, dslo=pace)
     usual = default_rates(capacity)
     points = sweep(config.sweep_axes(options, common.rate or usual), repeats=common.num_dup, seed=common.seed)
     return Scope(points, num_requests(common, usual, CPU_SECONDS, LEAST_REQUESTS), capacity)
@@ -52,6 +52,7 @@ def header(options: LlmOptions) -> Mapping[str, Any]:
         "weights": "from its folder" if options.served.has_weights else "random",
         "slo": {"kind": "scale"} if slo is None else {"kind": "absolute", **slo},
         "max_tokens": options.max_tokens,
+        **({} if options.mean_output is None else {"lengths": "lognormal", "mean_output": options.mean_output}),
         "prompts": options.prompts.source,
         "mean_prompt": options.prompts.mean_length(options.common.seed),
     }

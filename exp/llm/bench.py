@@ -13,7 +13,7 @@ from exp.llm.prompts import Prompts
 from neustream.cli.arguments import RunFailed
 from neustream.driver import Ask
 from neustream.tables import LatencyTable
-from neustream.workload import gamma_arrivals
+from neustream.workload import gamma_arrivals, output_lengths
 from vllm_patch.driver import VllmDriver
 from vllm_patch.engine import EngineUnavailable, load_engine, warm_up
 
@@ -33,14 +33,19 @@ class LlmBench:
     num_requests: int
     max_tokens: int
     absolute_slo: Mapping[str, float] | None = None
+    mean_output: float | None = None
+    """Mean of log-normal output lengths, which policies do not know; None: each output has `max_tokens`."""
 
     def asks(self, setting: Setting) -> list[Ask]:
-        """The setting's requests; arrivals and prompts depend on rate, cv and seed alone."""
+        """The setting's requests; arrivals, prompts and output lengths depend on rate, cv and seed alone."""
         offsets = gamma_arrivals(setting["rate"], setting["cv"], self.num_requests, setting.seed)
         prompts = self.prompts.make(self.num_requests, setting.seed)
+        ends = [self.max_tokens] * self.num_requests
+        if self.mean_output is not None:
+            ends = output_lengths(self.num_requests, setting.seed, mean=self.mean_output).tolist()
         return [
-            Ask(f"{setting.index}-{i}", float(offset), (prompt, self.max_tokens))
-            for i, (offset, prompt) in enumerate(zip(offsets, prompts, strict=True))
+            Ask(f"{setting.index}-{i}", float(offset), (prompt, self.max_tokens, min(end, self.max_tokens)))
+            for i, (offset, prompt, end) in enumerate(zip(offsets, prompts, ends, strict=True))
         ]
 
     def driver(self, setting: Setting) -> VllmDriver:
@@ -66,4 +71,6 @@ def load_bench(options: LlmOptions, table: LatencyTable, table_file: Path, num_r
     except EngineUnavailable as error:
         raise RunFailed(str(error)) from error
     warm_up(engine, options.prompts.make(1, common.seed)[0])
-    return LlmBench(engine, table, options.prompts, num_requests, options.max_tokens, options.absolute_slo)
+    return LlmBench(
+        engine, table, options.prompts, num_requests, options.max_tokens, options.absolute_slo, options.mean_output
+    )

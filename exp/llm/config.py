@@ -38,6 +38,13 @@ class LlmOptions(Options):
     absolute_slo: Mapping[str, float] | None
     """An SLO in milliseconds (the outside form of `parse_slo`) that takes the place of the scales."""
     max_tokens: int
+    mean_output: float | None = None
+    """Mean of log-normal output lengths, which policies do not know; None: each output has `max_tokens`."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an output in the mean."""
+        return self.max_tokens if self.mean_output is None else max(round(min(self.mean_output, self.max_tokens)), 1)
 
     @property
     def table_name(self) -> str:
@@ -70,6 +77,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="absolute SLOs instead of those scales: ttft:200 tpot:50 e2el:5000, of which a request must meet all",
     )
     parser.add_argument("--max-tokens", type=whole(1), metavar="N", help="tokens that each request generates")
+    parser.add_argument(
+        "--lengths",
+        choices=("fixed", "lognormal"),
+        default="fixed",
+        help="of outputs: all --max-tokens, or log-normal ones that policies do not know (default fixed)",
+    )
+    parser.add_argument(
+        "--mean-output", type=whole(1), metavar="N", help="of log-normal outputs (default: half of --max-tokens)"
+    )
     parser.add_argument("--dataset", type=Path, metavar="FILE", help="a ShareGPT JSON file to take the prompts from")
 
 
@@ -79,6 +95,10 @@ def make_options(given: argparse.Namespace) -> LlmOptions:
     absolute_slo = _absolute_slo(given)
     device = chosen_device(given.device)
     served = resolve_model(given.model)
+    max_tokens = given.max_tokens or (QUICK_TOKENS if given.quick else MAX_TOKENS[device])
+    if given.mean_output is not None and given.lengths == "fixed":
+        raise BadInput("--mean-output needs --lengths lognormal")
+    mean_output = None if given.lengths == "fixed" else float(given.mean_output or max(max_tokens // 2, 1))
     options = LlmOptions(
         common=common_options(given, device=device, model=served.name),
         served=served,
@@ -87,7 +107,8 @@ def make_options(given: argparse.Namespace) -> LlmOptions:
         pslo=given.pslo or PSLO,
         dslo=given.dslo or DSLO,
         absolute_slo=absolute_slo,
-        max_tokens=given.max_tokens or (QUICK_TOKENS if given.quick else MAX_TOKENS[device]),
+        max_tokens=max_tokens,
+        mean_output=mean_output,
     )
     _check_fits(options)
     return options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -17,7 +17,7 @@ from neusim.validating import run_folder
 from neusim.validating.run_folder import open_run, slo_of
 from neustream.policies import is_llm
 from neustream.records import RequestRecord, StepRecord
-from neustream.request import Request
+from neustream.request import Outcome, Request
 from neustream.route import Route, Stage
 from neustream.slo import Slo, parse_slo
 from neustream.tables import LatencyTable, find_table, load_table
@@ -62,6 +62,13 @@ class Replay:
                         f"{self.table.device} makes it {deadlines.at(unit):.3f} s: not the table of that run"
                     )
             yield request
+
+    @property
+    def num_units(self) -> Callable[[Request], int]:
+        """Units of a request's output: those that came where it finished then, else what it asked for."""
+        finished = (Outcome.MET, Outcome.LATE)
+        ends = {record.id: record.units for record in self.records if record.outcome in finished}
+        return lambda request: ends.get(request.request_id, request.max_units)
 
     def _arrivals(self) -> Iterator[tuple[float, RequestRecord]]:
         for record in self.records:

@@ -109,3 +109,22 @@ def test_each_setting_begins_with_a_new_history(tmp_path: Path) -> None:
         columns = goodput_columns(list(AXES))
         run_settings(bench(engine, num_requests=3), settings, folder, HEADER, best_by="token_goodput", columns=columns)
     assert engine.scheduler[0].step_policy.resets == 3
+
+
+def test_outputs_of_hidden_lengths_end_early_and_the_policy_is_told_their_maximum(tmp_path: Path) -> None:
+    engine = FakeVllm(seconds=0.0, has_policy=True)
+    faked = FakedBench(engine, TABLE, Prompts(1000), num_requests=60, max_tokens=9, mean_output=4.0)
+    setting = sweep(AXES)[0]
+    ends = [ask.payload[2] for ask in faked.asks(setting)]
+    assert ends == [ask.payload[2] for ask in faked.asks(setting)]
+    assert 1 <= min(ends) < 4 < max(ends) <= 9
+    code, row, ended = run(faked, tmp_path)
+    assert code == 0
+    assert (row["requests"], row["failed"]) == (60, 0)
+    assert row["units"] == sum(ends)
+    for line in ended:
+        i = int(line["id"].partition("-")[2])
+        assert (line["units"], line["visits"]) == (ends[i], {"prefill": 1, "decode": 8})
+        told = engine.added[line["id"]]["slo"]
+        assert told.get("max_tokens", 9) == 9
+        assert ("max_tokens" in told) == (ends[i] < 9)

@@ -56,6 +56,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--pslo 0.9", "--pslo: must be at least 1, got 0.9"),
         ("--dslo 0.5", "--dslo: must be at least 1, got 0.5"),
         ("--requests 0", "--requests: must be at least 1, got 0"),
+        ("--mean-output 5", "--mean-output needs --lengths lognormal"),
         ("--max-tokens 0", "--max-tokens: must be at least 1, got 0"),
         ("--max-tokens 1700", "--max-tokens may be at most 1648"),
         ("--goodput ttft:0", "--goodput takes ttft:MS"),
@@ -111,6 +112,20 @@ def test_an_absolute_slo_replaces_the_scales() -> None:
     assert pace_scale(TABLE, slo, 1.5, context=100) == pytest.approx(2.5)
     assert pace_scale(TABLE, {"ttft_ms": 200.0}, 1.5, context=100) == 1.5
     assert pace_scale(TABLE, None, 2.0, context=100) == 2.0
+
+
+def test_log_normal_lengths_are_half_the_maximum_in_the_mean_unless_told() -> None:
+    given = options("--lengths", "lognormal", "--max-tokens", "60")
+    assert (given.max_tokens, given.mean_output, given.tokens) == (60, 30.0, 30)
+    assert {key: header(given)[key] for key in ("max_tokens", "lengths", "mean_output")} == {
+        "max_tokens": 60,
+        "lengths": "lognormal",
+        "mean_output": 30.0,
+    }
+    told = options("--lengths", "lognormal", "--max-tokens", "60", "--mean-output", "90")
+    assert (told.mean_output, told.tokens) == (90.0, 60)
+    assert (options().mean_output, options().tokens) == (None, options().max_tokens)
+    assert "lengths" not in header(options())
 
 
 def test_the_number_of_requests_follows_from_the_capacity_on_a_cpu() -> None:

@@ -12,11 +12,14 @@ import pytest
 from neusim import validate
 from neusim.sim import Device, LlmWorkload, PipelineWorkload, Workload, simulate
 from neusim.sim.device import Slowness
+from neusim.sim.workload import TraceWorkload
 from neusim.validating.replay import StepTimes, read_run, read_steps
 from neustream import LatencyTable, Request, parse_slo, save_table
 from neustream.latency import BatchLatency, ContextLatency, TokensLatency
 from neustream.records import JsonLines, RequestRecord
+from neustream.slo import ScaleSlo
 from neustream.tables import table_path
+from neustream.workload.traces import TracedRequest
 
 LLM = LatencyTable(
     "opt-hand", "box", {"prefill": TokensLatency((0.02, 0.001, 0.0)), "decode": ContextLatency((0.03, 1e-5))}
@@ -65,6 +68,24 @@ def test_a_replay_of_what_the_simulator_did_gives_the_same(tmp_path, table, poli
     run = read_run(tmp_path / "run", tmp_path / "tables")
     assert [run.replay(index).good for index in range(2)] == goods
     assert 0 < sum(goods) < 80
+
+
+def test_outputs_that_ended_early_end_there_in_the_replay_and_no_policy_is_told(tmp_path):
+    save_table(LLM, table_path(tmp_path / "tables", "box", LLM.model))
+    axes = {"rate": 6.0, "cv": 1.0, "pslo": 3.0, "dslo": 1.3}
+    rows = [TracedRequest(None, 20 + 7 * i % 90, 2 + 5 * i % 30) for i in range(40)]
+    workload = TraceWorkload(rows, ScaleSlo(3.0, 1.3), 200, 6.0, 1.0)
+    records: list[Request] = []
+    result = simulate(LLM, "fcfs", workload, Device(), on_end=records.append)
+    with JsonLines(tmp_path / "run" / "requests.jsonl") as lines:
+        for request in records:
+            lines.write({"setting": 0, **RequestRecord.of(request, origin=0.0).to_json()})
+    head = {"model": LLM.model, "policy": "fcfs", "table_device": "box", "axes": list(axes), "complete": True}
+    summary = {**head, "settings": [{**axes, **result.summary, "seed": 0}]}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    replay = read_run(tmp_path / "run", tmp_path / "tables").replay(0)
+    assert replay.summary["units"] == result.summary["units"] == sum(row.output for row in rows)
+    assert (replay.good, replay.summary["seconds"]) == (result.good, result.summary["seconds"])
 
 
 def test_both_goodputs_and_the_error_are_printed_for_each_setting(tmp_path, capsys):

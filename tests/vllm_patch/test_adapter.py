@@ -14,7 +14,7 @@ from neustream.plan import Limits, StepPlan
 from neustream.request import Request
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
-from vllm_patch.adapter import Adapter
+from vllm_patch.adapter import Adapter, told_tokens
 from vllm_patch.patchset import PatchSet
 from vllm_patch.target import Target
 
@@ -506,3 +506,14 @@ def test_vllm_imports_nothing_of_ours(installed: Target, patch_set: PatchSet) ->
         assert b"neustream" not in content.lower(), path
         assert b"vllm_patch" not in content, path
     assert Bench().scheduler.step_policy is None
+
+
+def test_an_slo_may_tell_the_policy_a_maximum_beyond_the_end_of_the_text():
+    slo = {"ttft_ms": 500, "tpot_ms": 50}
+    assert told_tokens({**slo, "max_tokens": 64}, 5) == (slo, 64)
+    assert told_tokens(slo, 5) == (slo, 5)
+    assert told_tokens(None, None) == (None, None)
+    assert told_tokens("fast", 5) == ("fast", 5)  # refused elsewhere
+    for told in (4, "64", None):
+        with pytest.raises(ValueError, match="an SLO's max_tokens must be at least 5 tokens"):
+            told_tokens({"max_tokens": told}, 5)
