@@ -16,6 +16,13 @@ from neustream.policies.fcfs import Fcfs
 from neustream.policies.fcfs_loop import FcfsLoop
 from neustream.policies.neustream_llm import NeuStreamLlm
 from neustream.policies.neustream_loop import NeuStreamLoop
+from neustream.policies.peers.fairbatching import FairBatching
+from neustream.policies.peers.qoserve import QoServe, QosOwn
+from neustream.policies.peers.sarathi_edf import SarathiEdf
+from neustream.policies.peers.scorpio import Scorpio
+from neustream.policies.peers.slidebatching import SlideBatching
+from neustream.policies.peers.slos_serve import SlosServe
+from neustream.policies.peers.vllm_v1 import VllmV1
 from neustream.policies.slack.llm import SlackLlm
 from neustream.policies.slack.loop import SlackLoop
 from neustream.route import DECODE, PREFILL
@@ -63,6 +70,14 @@ POLICIES: Mapping[str, Entry] = {
         "whole requests of equal step counts, by latest start (OSDI'20)", loop=Clockwork, whole_requests=True
     ),
     "slack": Entry("ours: start only what, by the forecast, keeps every promise", SlackLlm, SlackLoop),
+    "vllm-v1": Entry("today's vLLM: running first, then waiting, up to a budget of tokens", VllmV1, splits=True),
+    "sarathi-edf": Entry("chunked, prompts by the deadline of their first token", SarathiEdf, splits=True),
+    "qoserve": Entry("pieces as large as decodes' slack allows; hopeless to the back", QoServe, splits=True),
+    "qos-own": Entry("qoserve at its best here: nobody's lead is spent beyond its own pace", QosOwn, splits=True),
+    "fairbatching": Entry("a step's time by the least slack; decodes ahead left out", FairBatching, splits=True),
+    "slos-serve": Entry("guarantees the largest set of prompts, others get the rest", SlosServe, splits=True),
+    "scorpio": Entry("guards for TTFT and TPOT, decodes by credit", Scorpio, splits=True),
+    "slidebatching": Entry("by deadline in calm times, else by tokens on time a second", SlideBatching, splits=True),
 }
 
 

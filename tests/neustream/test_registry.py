@@ -14,8 +14,12 @@ def test_a_policy_that_splits_prompts_is_refused_by_a_driver_that_cannot():
     with pytest.raises(ValueError, match=message):
         check_abilities("chunked", can_split=False, driver="vLLM 0.5.4")
     check_abilities("chunked", can_split=True)
-    for name in POLICIES.keys() - {"chunked"}:
+    for name in ("fcfs", "neustream", "slack", "clockwork"):
         check_abilities(name, can_split=False)
+    for name, entry in POLICIES.items():
+        if entry.splits:
+            with pytest.raises(ValueError, match=f"policy '{name}' splits prompts"):
+                check_abilities(name, can_split=False)
     with pytest.raises(ValueError, match="unknown policy 'magic'; there are fcfs, "):
         check_abilities("magic", can_split=True)
 
