@@ -57,7 +57,7 @@ class MixedStep:
     def __init__(self, price: StepPrice, streams: Streams, limits: Limits, batch: Collection[Request]) -> None:
         shape = decode_shape(batch)
         size = limits.block_size
-        growth = sum([1 for request in batch if (request.context - 1) % size == 0])
+        growth = sum([1 for request in streams[DECODE] if (request.context - 1) % size == 0])
         held = seats_taken(streams[DECODE]) + sum([r.width for r in streams[PREFILL] if r.is_resident])
         self.batch = tuple(batch)
         self.pieces: list[Piece] = []
@@ -145,6 +145,29 @@ class MixedStep:
             if not is_whole:
                 return False
         return True
+
+    def join(self, others: Sequence[Request], seconds: float) -> None:
+        """Let decodes join that were left out so far, in this order, until the step takes `seconds`.
+
+        If nothing is in the step yet, the first joins whatever it takes.
+        """
+        sums, decodes, read = [self.sums], self.sums.decodes, self.sums.read
+        for request in others:
+            decodes += request.width
+            read += request.context * request.width
+            sums.append(self.sums._replace(decodes=decodes, read=read))
+        low = 0 if self.batch or self.pieces else min(1, len(others))
+        high = len(others)
+        while low < high:
+            middle = (low + high + 1) // 2
+            has_work = sums[middle].decodes - self.sums.decodes <= self._work or not self.pieces
+            if has_work and self._price.of(sums[middle]) * self._drift <= seconds:
+                low = middle
+            else:
+                high = middle - 1
+        self.batch += tuple(others[:low])
+        self._work -= sums[low].decodes - self.sums.decodes
+        self.sums = sums[low]
 
     def plan(self, rejected: Sequence[Rejection] = ()) -> StepPlan:
         """The step as it stands."""

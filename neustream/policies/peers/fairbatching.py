@@ -8,12 +8,12 @@ from operator import itemgetter
 from neustream.cost import StepPrice
 from neustream.plan import Limits, StepPlan
 from neustream.policies.base import USUAL, PolicyContext
-from neustream.policies.peers.common import MixedStep, tightest_pace
-from neustream.request import Request
+from neustream.policies.peers.common import MixedStep, above, tightest_pace
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
 
+CAUTION = 1.0
 LEAST = 1
 """Tokens of prompts in a step with nothing else to run."""
 
@@ -30,8 +30,10 @@ class FairBatching:
     signal for a router of many devices is left out.
     """
 
-    def __init__(self, table: LatencyTable, context: PolicyContext = USUAL) -> None:
+    def __init__(self, table: LatencyTable, context: PolicyContext = USUAL, *, caution: float = CAUTION) -> None:
         self.price = StepPrice(table)
+        self.caution = above("caution", caution, 0)
+        """Of a step, how many times its predicted seconds have to fit."""
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
         waiting = sorted(streams[PREFILL], key=lambda request: request.next_deadline)
@@ -44,27 +46,6 @@ class FairBatching:
         if not waiting:
             return MixedStep(self.price, streams, limits, urgent + others).plan()
         step = MixedStep(self.price, streams, limits, urgent)
-        step.fill(waiting, math.inf, seconds, 0 if dues else LEAST)
-        return self._with_others(step, others, seconds, streams, limits)
-
-    def _with_others(
-        self, step: MixedStep, others: list[Request], seconds: float, streams: Streams, limits: Limits
-    ) -> StepPlan:
-        """The step and as many of the other decodes as its time allows, the most urgent first."""
-        low, high = (0 if step.batch or step.pieces else min(1, len(others))), len(others)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._joined(step, others[:middle], streams, limits).seconds <= seconds:
-                low = middle
-            else:
-                high = middle - 1
-        return self._joined(step, others[:low], streams, limits).plan()
-
-    def _joined(self, step: MixedStep, more: list[Request], streams: Streams, limits: Limits) -> MixedStep:
-        joined = MixedStep(self.price, streams, limits, [*step.batch, *more])
-        for request, tokens in step.pieces:
-            if joined.room(request) < tokens:
-                joined.is_closed = True
-                break
-            joined.take(request, tokens)
-        return joined
+        step.fill(waiting, math.inf, seconds / self.caution, 0 if dues else LEAST)
+        step.join(others, seconds / self.caution)
+        return step.plan()

@@ -28,12 +28,13 @@ class QoServe:
 
     Every step has all decodes. Its tokens are the largest of `CHUNKS` for which `caution` times the predicted seconds
     are within the least time until a decode's next deadline. Prompts go by deadline plus `alpha` seconds for each token
-    that is left, `calm_alpha` where all can be in time. A prompt that has not begun and cannot make its deadline at the
-    mean rate of prompts goes behind all others; none is rejected.
+    that is left, `calm_alpha` where all can be in time. A prompt that cannot make its deadline at the mean rate of
+    prompts goes behind all others; none is rejected.
 
     Departures: the mean rate is that of the largest steps by the table, not a running mean. Load is high where, in
     order of deadline, some prompt would be late at that rate. The authors' predictor is the table's price. Their bound
-    on steps where memory is short is left out: it is a number of tokens that fits their card.
+    on steps where memory is short is left out: it is a number of tokens that fits their card. They never send a prompt
+    to the back that has begun (`relegates_begun=False`), which is worse by 8 points of requests on bursts of code.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class QoServe:
         caution: float = CAUTION,
         late_hold: bool = False,
         own_pace: bool = False,
+        relegates_begun: bool = True,
     ) -> None:
         self.price = StepPrice(table)
         self.alpha = not_negative("alpha", alpha)
@@ -53,6 +55,7 @@ class QoServe:
         self.caution = above("caution", caution, 0)
         self.late_hold = bool(late_hold)
         """Whether a decode that is late leaves no time, and so keeps the step at its smallest; else it has no say."""
+        self.relegates_begun = bool(relegates_begun)
         self.own_pace = bool(own_pace)
         """Whether nobody's lead is spent beyond one pace a unit from its first one."""
 
@@ -81,7 +84,7 @@ class QoServe:
         end, is_loaded = now, False
         hopeless = set()
         for due, _, request in entries:
-            if not request.is_resident and now + request.pending * per_token > due:
+            if (self.relegates_begun or not request.is_resident) and now + request.pending * per_token > due:
                 hopeless.add(request.request_id)
                 continue
             end += request.pending * per_token
@@ -117,6 +120,7 @@ class QosOwn(QoServe):
         caution: float = CAUTION,
         late_hold: bool = True,
         own_pace: bool = True,
+        relegates_begun: bool = True,
     ) -> None:
         super().__init__(
             table,
@@ -126,4 +130,5 @@ class QosOwn(QoServe):
             caution=caution,
             late_hold=late_hold,
             own_pace=own_pace,
+            relegates_begun=relegates_begun,
         )

@@ -16,7 +16,7 @@ from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
 
-BUDGET = 512
+BUDGET = 256
 
 
 class Scorpio:
