@@ -29,6 +29,13 @@ def not_negative(name: str, value: float) -> float:
     return value
 
 
+def is_true(name: str, value: bool) -> bool:
+    """A policy's option that is true or false. Raises ValueError for what is neither."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return value
+
+
 def tightest_pace(requests: Iterable[Request]) -> float:
     """The least seconds per unit that any of these was promised; infinite where none was."""
     return min([r.deadlines.pace for r in requests if r.deadlines.pace is not None], default=math.inf)

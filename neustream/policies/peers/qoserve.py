@@ -10,7 +10,7 @@ from operator import itemgetter
 from neustream.cost import StepPrice
 from neustream.plan import Limits, StepPlan
 from neustream.policies.base import USUAL, PolicyContext
-from neustream.policies.peers.common import MixedStep, above, not_negative, own_due
+from neustream.policies.peers.common import MixedStep, above, is_true, not_negative, own_due
 from neustream.request import Request
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
@@ -53,10 +53,10 @@ class QoServe:
         self.alpha = not_negative("alpha", alpha)
         self.calm_alpha = not_negative("calm_alpha", calm_alpha)
         self.caution = above("caution", caution, 0)
-        self.late_hold = bool(late_hold)
+        self.late_hold = is_true("late_hold", late_hold)
         """Whether a decode that is late leaves no time, and so keeps the step at its smallest; else it has no say."""
-        self.relegates_begun = bool(relegates_begun)
-        self.own_pace = bool(own_pace)
+        self.relegates_begun = is_true("relegates_begun", relegates_begun)
+        self.own_pace = is_true("own_pace", own_pace)
         """Whether nobody's lead is spent beyond one pace a unit from its first one."""
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:

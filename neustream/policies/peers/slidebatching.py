@@ -17,7 +17,7 @@ from neustream.tables import LatencyTable
 
 LEAST_SECONDS = 0.05
 AGGRESSIVENESS = 0.9
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 class SlideBatching:
