@@ -84,7 +84,11 @@ def make_plan(
     """
     table = find_table(tables, *pair)
     serving = policies_for(table)
-    chosen = tuple(policy for policy in policies if policy in serving) if policies else tuple(serving)
+    chosen = (
+        tuple(policy for policy in policies if policy in serving)
+        if policies
+        else tuple(policies_for(table, peers=False))
+    )
     if not chosen:
         raise BadInput(f"none of {', '.join(policies)} serves {table.model}; {', '.join(serving)} do")
     steps = None if is_llm(table) else default_steps(table.model)

@@ -56,6 +56,8 @@ class Entry:
     """Whether it spreads a prompt over several steps: the driver must be able to run pieces (`Limits.can_split`)."""
     whole_requests: bool = False
     """Whether it runs a request through all modules without a break, and so in one process."""
+    is_peer: bool = False
+    """Another system's rule, there to compare with (docs/peers.md): only in figures that ask for it by name."""
 
 
 POLICIES: Mapping[str, Entry] = {
@@ -70,14 +72,28 @@ POLICIES: Mapping[str, Entry] = {
         "whole requests of equal step counts, by latest start (OSDI'20)", loop=Clockwork, whole_requests=True
     ),
     "slack": Entry("ours: start only what, by the forecast, keeps every promise", SlackLlm, SlackLoop),
-    "vllm-v1": Entry("today's vLLM: running first, then waiting, up to a budget of tokens", VllmV1, splits=True),
-    "sarathi-edf": Entry("chunked, prompts by the deadline of their first token", SarathiEdf, splits=True),
-    "qoserve": Entry("pieces as large as decodes' slack allows; hopeless to the back", QoServe, splits=True),
-    "qos-own": Entry("qoserve at its best here: nobody's lead is spent beyond its own pace", QosOwn, splits=True),
-    "fairbatching": Entry("a step's time by the least slack; decodes ahead left out", FairBatching, splits=True),
-    "slos-serve": Entry("guarantees the largest set of prompts, others get the rest", SlosServe, splits=True),
-    "scorpio": Entry("guards for TTFT and TPOT, decodes by credit", Scorpio, splits=True),
-    "slidebatching": Entry("by deadline in calm times, else by tokens on time a second", SlideBatching, splits=True),
+    "vllm-v1": Entry(
+        "today's vLLM: running first, then waiting, up to a budget of tokens", VllmV1, splits=True, is_peer=True
+    ),
+    "sarathi-edf": Entry(
+        "chunked, prompts by the deadline of their first token", SarathiEdf, splits=True, is_peer=True
+    ),
+    "qoserve": Entry(
+        "pieces as large as decodes' slack allows; hopeless to the back", QoServe, splits=True, is_peer=True
+    ),
+    "qos-own": Entry(
+        "qoserve at its best here: nobody's lead is spent beyond its own pace", QosOwn, splits=True, is_peer=True
+    ),
+    "fairbatching": Entry(
+        "a step's time by the least slack; decodes ahead left out", FairBatching, splits=True, is_peer=True
+    ),
+    "slos-serve": Entry(
+        "guarantees the largest set of prompts, others get the rest", SlosServe, splits=True, is_peer=True
+    ),
+    "scorpio": Entry("guards for TTFT and TPOT, decodes by credit", Scorpio, splits=True, is_peer=True),
+    "slidebatching": Entry(
+        "by deadline in calm times, else by tokens on time a second", SlideBatching, splits=True, is_peer=True
+    ),
 }
 
 
@@ -86,9 +102,10 @@ def is_llm(table: LatencyTable) -> bool:
     return PREFILL in table and DECODE in table
 
 
-def policies_for(table: LatencyTable) -> list[str]:
-    """Names of the policies that serve this kind of model."""
-    return [name for name, entry in POLICIES.items() if (entry.llm if is_llm(table) else entry.loop)]
+def policies_for(table: LatencyTable, *, peers: bool = True) -> list[str]:
+    """Names of the policies that serve this kind of model; without `peers`, the usual ones only."""
+    serving = [name for name, entry in POLICIES.items() if (entry.llm if is_llm(table) else entry.loop)]
+    return [name for name in serving if peers or not POLICIES[name].is_peer]
 
 
 def check_abilities(name: str, *, can_split: bool, driver: str = "this driver") -> None:

@@ -48,6 +48,12 @@ def test_options_out_of_range_are_refused(llm_table, name, options, message):
         make_policy(name, llm_table, **options)
 
 
+def test_the_usual_policies_are_those_that_are_no_peers(llm_table):
+    usual = policies_for(llm_table, peers=False)
+    assert usual == ["fcfs", "chunked", "neustream", "slack"]
+    assert set(policies_for(llm_table)) - set(usual) >= {"qoserve", "scorpio", "vllm-v1"}
+
+
 def test_an_error_inside_a_policy_is_no_error_of_its_options(llm_table, monkeypatch):
     def broken(table: object, context: PolicyContext) -> None:
         raise TypeError("a bug")
