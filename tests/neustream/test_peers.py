@@ -104,10 +104,10 @@ def test_qos_own_spends_no_lead_beyond_one_pace_a_unit():
     assert pieces(planned("qoserve", 0.0, early, waiting)) == {"p": 2551}
 
 
-def test_a_late_decode_keeps_qos_own_small_and_has_no_say_in_qoserve():
+def test_a_late_decode_keeps_the_step_small_only_where_it_is_said_to():
     late = decoding("late", 0.1, first_at=0.0)
     waiting = prompt("p", 4000, 60.0)
-    assert pieces(planned("qos-own", 1.0, late, waiting)) == {"p": 127}
+    assert pieces(planned("qoserve", 1.0, late, waiting, late_hold=True)) == {"p": 127}
     assert pieces(planned("qoserve", 1.0, late, waiting)) == {"p": 2551}
 
 
