@@ -38,7 +38,7 @@ def parser() -> Parser:
     add("--force", action="store_true", help="draw --runs together that differ in more than policy and settings")
     add("--models", type=names, default=(), metavar="M,…", help="models, or device/model (default: the paper's)")
     add("--tables", type=Path, default=TABLES, metavar="DIR", help="latency tables to use")
-    add("--policy", type=names, default=(), metavar="P,…", help="step policies (default: all)")
+    add("--policy", type=names, default=(), metavar="P,…", help="step policies (default: all but peers)")
     add("--published", action="store_true", help="the paper's request rates (default: multiples of the capacity)")
     add("--requests", type=whole(1), metavar="N", help="requests per simulated run (default 500)")
     add("--seed", type=whole(0), default=0, help="of the workload: arrivals, step counts, prompts (default 0)")
