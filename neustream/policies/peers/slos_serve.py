@@ -17,6 +17,7 @@ from neustream.streams import Streams
 from neustream.tables import LatencyTable
 
 CAUTION = 1.0
+"""Better than 1.1 on azure-conv 5000 and 11000, azure-code 2500 and 5500 (docs/peers.md)."""
 MOST_TOKENS = 8192
 """Tokens of a step where nothing bounds them."""
 
@@ -31,7 +32,8 @@ class SlosServe:
 
     Departures: the paper finds the set by dynamic programming over requests, decodes per TPOT and memory. With equal
     values that is Moore and Hodgson's rule, used here with the budget of the decodes that the set brings: n log n. Who
-    has begun stays guaranteed; best effort is never preempted for others. No speculative decoding, no routing.
+    has begun stays guaranteed; best effort is never preempted for others. No plan of memory, no
+    speculative decoding, no routing.
     """
 
     def __init__(self, table: LatencyTable, context: PolicyContext = USUAL, *, caution: float = CAUTION) -> None:
