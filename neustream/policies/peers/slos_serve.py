@@ -31,9 +31,9 @@ class SlosServe:
     step's budget goes to the others (best effort), first come first served.
 
     Departures: the paper finds the set by dynamic programming over requests, decodes per TPOT and memory. With equal
-    values that is Moore and Hodgson's rule, used here with the budget of the decodes that the set brings: n log n. Who
-    has begun stays guaranteed; best effort is never preempted for others. No plan of memory, no
-    speculative decoding, no routing.
+    values that is Moore and Hodgson's rule, used here with the budget of the decodes that the set brings: n log n. A
+    prompt that has begun is the last to lose its guarantee; best effort is never preempted for others. No plan of
+    memory, no speculative decoding, no routing.
     """
 
     def __init__(self, table: LatencyTable, context: PolicyContext = USUAL, *, caution: float = CAUTION) -> None:
