@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from neusim.evaluating.cell import Cell, capacity, run_cell
+from neusim.evaluating.kept import Kept, key_of
 from neusim.evaluating.policies import PolicySpec
 from neusim.evaluating.slos import slo_classes
 from neusim.evaluating.traffic import Traffic
 from neusim.sim.parallel import outcomes
 from neustream.tables import LatencyTable
+
+Row = dict[str, Any]
+"""One run: see `run_cell`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +49,36 @@ class Grid:
         return bases + bases * len(self.slos) * len(self.loads) * len(self.policies)
 
 
-def run_grid(grid: Grid, *, processes: int = 1, on_done: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
-    """Run it all: first the capacities, then each cell under each policy. Rows are in the order of the lists."""
+def run_grid(
+    grid: Grid, *, processes: int = 1, on_done: Callable[[], None] = lambda: None, kept: Kept | None = None
+) -> list[Row]:
+    """Run it all: first the capacities, then each cell under each policy. Rows are in the order of the lists.
+
+    What `kept` has is not run again, and each further row is added to it as it comes.
+    """
+    kept = kept or Kept(None)
+    rates: dict[int, float] = {}
     bases = grid.bases()
-    rates = _all(capacity, bases, processes, on_done)
+    for i, rate in outcomes(capacity, bases, processes):
+        rates[i] = rate
+        on_done()
     cells = [
-        replace(base, slo=slo, load=load, rate=load * rate)
-        for base, rate in zip(bases, rates, strict=True)
+        replace(base, slo=slo, load=load, rate=load * rates[i])
+        for i, base in enumerate(bases)
         for slo, load in itertools.product(grid.slos, grid.loads)
     ]
-    return _all(_run, list(itertools.product(cells, grid.policies)), processes, on_done)
-
-
-def _run(task: tuple[Cell, PolicySpec]) -> dict[str, Any]:
-    return run_cell(*task)
-
-
-def _all(run: Callable[[Any], Any], tasks: Sequence[Any], processes: int, on_done: Callable[[], None]) -> list[Any]:
-    found: dict[int, Any] = {}
-    for i, outcome in outcomes(partial(run), tasks, processes):
-        found[i] = outcome
+    tasks = list(itertools.product(cells, grid.policies))
+    keys = [key_of({**cell.axes, "policy": policy.label}) for cell, policy in tasks]
+    rows = {i: kept.rows[key] for i, key in enumerate(keys) if key in kept.rows}
+    for _ in rows:
         on_done()
-    return [found[i] for i in range(len(tasks))]
+    todo = [i for i in range(len(tasks)) if i not in rows]
+    for at, row in outcomes(_run, [tasks[i] for i in todo], processes):
+        rows[todo[at]] = row
+        kept.add(row)
+        on_done()
+    return [rows[i] for i in range(len(tasks))]
+
+
+def _run(task: tuple[Cell, PolicySpec]) -> Row:
+    return run_cell(*task)

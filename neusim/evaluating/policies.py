@@ -55,11 +55,12 @@ def parse_policy(text: str) -> PolicySpec:
         key, separator, value = item.partition("=")
         if not separator or not key:
             raise ValueError(f"policy {text!r}: expected option=value after {name!r}, got {item!r}")
-        options[key] = _value(value)
+        options[key] = parse_value(value)
     return PolicySpec(name, options)
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """An option's value: a number, `true`, `false`, or the text itself."""
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):

@@ -82,6 +82,36 @@ def against_peers(rows: Sequence[Row], ours: str, figure: str) -> str:
     return format_table(lines, [Column(heading, text(heading)) for heading in headings])
 
 
+def highest_loads(rows: Sequence[Row], figure: str, share: float) -> str:
+    """For each device, model, trace and SLO kind, and each policy, the highest load at which its mean is `share`.
+
+    Between two loads that were run the mean is taken to be straight. `<` and `>`: below the lowest of them, or beyond
+    the highest.
+    """
+    frame = pd.DataFrame([{key: row[key] for key in (*GROUP, "load", "policy", figure)} for row in rows])
+    policies = list(dict.fromkeys(frame["policy"]))
+    lines = []
+    for names, part in frame.groupby([*GROUP], sort=False):
+        line: dict[str, Any] = dict(zip(GROUP, names, strict=True))
+        for policy, values in part.groupby("policy"):
+            means = values.groupby("load")[figure].mean()
+            line[str(policy)] = _crossing(list(means.index), list(means), share)
+        lines.append(line)
+    return format_table(lines, [Column(name, text(name)) for name in (*GROUP, *policies)])
+
+
+def _crossing(loads: Sequence[float], means: Sequence[float], share: float) -> str:
+    """Where the means fall through `share` for the last time; loads rise."""
+    above = [i for i, mean in enumerate(means) if mean >= share]
+    if not above:
+        return f"<{loads[0]:g}"
+    last = above[-1]
+    if last + 1 == len(loads):
+        return f">{loads[-1]:g}"
+    fallen = (means[last] - share) / (means[last] - means[last + 1])
+    return f"{loads[last] + fallen * (loads[last + 1] - loads[last]):.2f}"
+
+
 def _shown(values: Sequence[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.1f}"
