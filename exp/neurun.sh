@@ -2,5 +2,5 @@
 # Serve a workload on patched vLLM with the neustream policy, and print its goodput. --help lists the flags.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-bash "$root/install.sh"
-exec "$root/.venv/bin/python" -m exp.llm --policy neustream "$@"
+source "$root/exp/environment.sh" "$@"
+exec "$python" -m exp.llm --policy neustream "$@"

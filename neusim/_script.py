@@ -17,6 +17,9 @@ from typing import NoReturn
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 ENVIRONMENT = os.path.join(ROOT, ".venv")
+TODAYS = os.path.join(ROOT, ".venv-v1")
+"""The environment of `--engine v1`: today's vLLM needs other packages than vLLM 0.5.4."""
+TODAYS_NAMES = ("v1", "vllm")
 OLDEST = (3, 11)
 STARTED_AGAIN = "NEUSTREAM_STARTED_AGAIN"
 """Holds the id of the process that a script has already started again, which keeps its id: it does so once."""
@@ -35,6 +38,8 @@ def prepare(script: str) -> None:
         name = os.path.relpath(folder, ROOT).replace(os.sep, ".")
     if sys.version_info < OLDEST:
         go_on_in_environment(name, f"is older than Python {OLDEST[0]}.{OLDEST[1]}")
+    if _chosen() == TODAYS and not _is_in(TODAYS):
+        go_on_in_environment(name, "has not today's vLLM")
 
     process = os.getpid()
 
@@ -52,8 +57,9 @@ def go_on_in_environment(name: str, reason: str) -> NoReturn:
 
     `reason` says what is wrong with the Python that runs.
     """
-    python = os.path.join(ENVIRONMENT, "bin", "python")
-    is_there_already = os.path.realpath(sys.prefix) == os.path.realpath(ENVIRONMENT)
+    environment = _chosen()
+    python = os.path.join(environment, "bin", "python")
+    is_there_already = _is_in(environment)
     was_started_again = os.environ.pop(STARTED_AGAIN, "") == str(os.getpid())
     if os.access(python, os.X_OK) and not is_there_already and not was_started_again:
         os.environ[STARTED_AGAIN] = str(os.getpid())
@@ -62,9 +68,25 @@ def go_on_in_environment(name: str, reason: str) -> NoReturn:
             os.execv(python, [python, *_command_line()])
         except OSError as error:
             reason += f", and {python} cannot be run ({error.strerror})"
-    remedy = f"`bash {shlex.quote(os.path.join(ROOT, 'install.sh'))}` makes an environment for it"
+    engine = " --engine v1" if environment == TODAYS else ""
+    remedy = f"`bash {shlex.quote(os.path.join(ROOT, 'install.sh'))}{engine}` makes an environment for it"
     print(f"{name}: {sys.executable} {reason}; {remedy}", file=sys.stderr)
     sys.exit(2)
+
+
+def _is_in(environment: str) -> bool:
+    return os.path.realpath(sys.prefix) == os.path.realpath(environment)
+
+
+def _chosen() -> str:
+    """The environment that the command line needs: the last `--engine` says so, as for argparse."""
+    arguments, engine = sys.argv[1:], ""
+    for i, argument in enumerate(arguments):
+        if argument == "--engine" and i + 1 < len(arguments):
+            engine = arguments[i + 1]
+        elif argument.startswith("--engine="):
+            engine = argument.partition("=")[2]
+    return TODAYS if engine in TODAYS_NAMES else ENVIRONMENT
 
 
 def _is_ours(module: str) -> bool:

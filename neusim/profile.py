@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = Parser(prog="profile.py", description="Measure the latency table of a model on this machine.")
     result.add_argument("--model", required=True, help="a language model or its folder, or an image pipeline")
+    result.add_argument("--engine", default="v0", help="vLLM 0.5.4 (v0, the default) or today's (v1, also: vllm)")
     result.add_argument("--device", help="cpu or cuda; default: cuda where there is an NVIDIA GPU")
     result.add_argument("--dtype", default="auto", help=f"{', '.join(DTYPES)}; auto is the fastest that fits")
     result.add_argument("--tp", type=int, default=1, help="tensor parallelism (default 1)")

@@ -16,6 +16,10 @@ KV_BLOCK = 16
 """Tokens in one block of keys and values (vLLM's default), where a table does not say."""
 STEP_TOKENS = 2048
 """Prompt tokens that one prefill step may hold, where a table does not say: vLLM's default for these models."""
+DEFAULT_ENGINE = "v0"
+"""vLLM 0.5.4."""
+OTHER_ENGINES = ("v1",)
+"""Engines whose tables carry a mark in their name: today's vLLM."""
 MIXED = "mixed"
 """The module of a file that holds `LatencyTable.mixed`, and its kind."""
 SCHEMAS = (1, 2, 3)
@@ -89,24 +93,34 @@ class TableName(NamedTuple):
     tensor_parallel: int | None = None
     """Devices that share the model; None: the name does not say."""
     is_estimated: bool = False
+    engine: str = DEFAULT_ENGINE
+    """The engine that was measured, where a model has tables of several."""
 
     def __str__(self) -> str:
-        return table_name(self.model, self.tensor_parallel or 1, estimated=self.is_estimated)
+        return table_name(self.model, self.tensor_parallel or 1, estimated=self.is_estimated, engine=self.engine)
 
     @classmethod
     def parse(cls, name: str) -> TableName:
         """The parts of such a name; any string is one."""
         stem = name.removesuffix(".estimated")
-        model, dot, devices = stem.rpartition(".tp")
-        if not (model and dot and devices.isdecimal() and int(devices) > 0):
-            return cls(stem, None, stem != name)
-        return cls(model, int(devices), stem != name)
+        estimated = stem != name
+        model, dot, text = stem.rpartition(".tp")
+        devices = int(text) if model and dot and text.isdecimal() and int(text) > 0 else None
+        model = model if devices else stem
+        for engine in OTHER_ENGINES:
+            if model.endswith(f".{engine}"):
+                return cls(model.removesuffix(f".{engine}"), devices, estimated, engine)
+        return cls(model, devices, estimated)
 
 
-def table_name(model: str, tensor_parallel: int = 1, *, estimated: bool = False) -> str:
-    """The name of a table's file without `.json`: the model, `.tp<N>` for more than one device, `.estimated`."""
+def table_name(model: str, tensor_parallel: int = 1, *, estimated: bool = False, engine: str = DEFAULT_ENGINE) -> str:
+    """The name of a table's file without `.json`: the model, `.v1`, `.tp<N>` for more than one device, `.estimated`.
+
+    `.v1` is there for tables of today's vLLM (`engine` `v1`); those of vLLM 0.5.4 (`v0`) have no such mark.
+    """
     devices = f".tp{tensor_parallel}" if tensor_parallel > 1 else ""
-    return f"{model}{devices}{'.estimated' if estimated else ''}"
+    mark = f".{engine}" if engine != DEFAULT_ENGINE else ""
+    return f"{model}{mark}{devices}{'.estimated' if estimated else ''}"
 
 
 def table_path(folder: Path, device: str, name: str) -> Path:
@@ -133,13 +147,14 @@ def find_table(folder: Path, device: str, model: str, tensor_parallel: int | Non
     if devices is not None and asked.tensor_parallel not in (None, devices):
         raise TableError(f"{model} is for tensor parallelism {asked.tensor_parallel}, asked for is {devices}")
     if exact.exists() and devices in (None, asked.tensor_parallel):
-        return load_table(exact, model=model)
-    plain, wide = asked.model, table_name(asked.model, devices or 1)
+        return load_table(exact, model=asked.model)
+    plain = table_name(asked.model, engine=asked.engine)
+    wide = table_name(asked.model, devices or 1, engine=asked.engine)
     for estimated in (True,) if asked.is_estimated else (False, True):
         for name in dict.fromkeys((wide, plain)):
             path = table_path(folder, device, table_name(name, estimated=estimated))
             if path.exists():
-                table = load_table(path, model=plain)
+                table = load_table(path, model=asked.model)
                 if devices is None or table.tensor_parallel == devices or (name == wide != plain):
                     return table
     for_devices = f" for tensor parallelism {devices}" if devices else ""

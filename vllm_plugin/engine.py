@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "4",
 }
+WARM_UP_BATCHES = (1, 4)
 INSTALL = "run `bash install.sh --engine v1`"
 
 
@@ -37,14 +38,33 @@ def installed_version() -> str:
     raise EngineUnavailable(f"no vLLM is installed here: {INSTALL}")
 
 
-def check_installed() -> None:
-    """Raise EngineUnavailable where this environment has no vLLM that the plug-in knows; takes no time."""
+def check_installed(device: str | None = None) -> None:
+    """Raise EngineUnavailable where no vLLM that the plug-in knows is installed (for `device`). Takes no time."""
+    installed = installed_version()
     try:
-        check_version(installed_version())
-    except EngineUnavailable:
-        raise
+        check_version(installed)
     except ValueError as error:
         raise EngineUnavailable(f"{error}; or {INSTALL}") from error
+    built = "cpu" if _is_installed("vllm-cpu") or "cpu" in installed else "cuda"
+    if device is not None and device != built:
+        target = "--cuda" if built == "cpu" else "--cpu"
+        raise EngineUnavailable(
+            f"this vLLM was built for {built}, asked for is device {device}: "
+            f"use --device {built}, or {INSTALL[:-1]} {target}`"
+        )
+
+
+def check_device(device: str) -> None:
+    """Check that the installed vLLM is one that the plug-in knows, and runs on `device`. Raises EngineUnavailable."""
+    check_installed(device)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def load_engine(
@@ -68,6 +88,8 @@ def load_engine(
     read_config(additional)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if options.get("tensor_parallel_size", 1) == 1:  # the workers in this process too
+        options.setdefault("distributed_executor_backend", "uni")
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -84,6 +106,16 @@ def load_engine(
             **options,
         )
     )
+
+
+def warm_up(engine: Any, prompt: list[int]) -> None:
+    """Run a few steps, so that first-time costs are paid before any request. They are no part of any history."""
+    for batch in WARM_UP_BATCHES:
+        for i in range(batch):
+            params = sampling(4)
+            engine.add_request(f"warm-up-{batch}-{i}", {"prompt_token_ids": list(prompt)}, params)
+        while engine.has_unfinished_requests():
+            engine.step()
 
 
 def scheduler_of(engine: Any) -> Any:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from exp.harness.settings import Setting
-from exp.llm.config import STOCK, LlmOptions
+from exp.llm.config import STOCK, LlmOptions, engine_module
 from exp.llm.prompts import Prompts
 from neustream.cli.arguments import RunFailed
-from neustream.driver import Ask
+from neustream.driver import Ask, Driver
 from neustream.tables import LatencyTable
-from neustream.workload import gamma_arrivals, output_lengths
-from vllm_patch.driver import VllmDriver
-from vllm_patch.engine import EngineUnavailable, load_engine, warm_up
+from neustream.workload import output_lengths
 
 
 def slo_of(setting: Setting, absolute: Mapping[str, float] | None) -> Mapping[str, float]:
@@ -27,6 +25,8 @@ def slo_of(setting: Setting, absolute: Mapping[str, float] | None) -> Mapping[st
 class LlmBench:
     """Implements `exp.harness.runner.Bench` on vLLM."""
 
+    kind: Any
+    """The module of its kind of engine: `exp.llm.engine_v0`, `…_v1`."""
     engine: Any
     table: LatencyTable
     prompts: Prompts
@@ -38,9 +38,9 @@ class LlmBench:
 
     def asks(self, setting: Setting) -> list[Ask]:
         """The setting's requests; arrivals, prompts and output lengths depend on rate, cv and seed alone."""
-        offsets = gamma_arrivals(setting["rate"], setting["cv"], self.num_requests, setting.seed)
         prompts = self.prompts.make(self.num_requests, setting.seed)
-        ends = [self.max_tokens] * self.num_requests
+        offsets = self.prompts.arrivals(setting["rate"], setting["cv"], self.num_requests, setting.seed)
+        ends = self.prompts.outputs(self.num_requests, setting.seed, self.max_tokens)
         if self.mean_output is not None:
             ends = output_lengths(self.num_requests, setting.seed, mean=self.mean_output).tolist()
         return [
@@ -48,29 +48,36 @@ class LlmBench:
             for i, (offset, prompt, end) in enumerate(zip(offsets, prompts, ends, strict=True))
         ]
 
-    def driver(self, setting: Setting) -> VllmDriver:
+    def driver(self, setting: Setting) -> Driver:
         """The engine, for one setting, with a history of its own. The SLO is the default of all requests."""
-        return VllmDriver(self.engine, table=self.table, slo=slo_of(setting, self.absolute_slo))
+        return self.kind.driver(self.engine, self.table, slo_of(setting, self.absolute_slo))  # type: ignore[no-any-return]
 
 
 def load_bench(options: LlmOptions, table: LatencyTable, table_file: Path, num_requests: int) -> LlmBench:
     """Load the model and warm it up. Raises RunFailed where no engine can be loaded."""
-    common = options.common
+    common, kind = options.common, engine_module(options.engine)
     policy = None if common.policy == STOCK else {"policy": common.policy, "table": str(table_file)}
     try:
         with options.served.engine_folder() as folder:
-            engine = load_engine(
+            engine = kind.load(
                 folder,
                 device=common.device,
                 dtype=common.dtype or "auto",
-                tensor_parallel=options.tp,
+                tp=options.tp,
                 seed=common.seed,
                 has_weights=options.served.has_weights,
-                step_policy=policy,
+                policy=policy,
             )
-    except EngineUnavailable as error:
+    except kind.EngineUnavailable as error:
         raise RunFailed(str(error)) from error
-    warm_up(engine, options.prompts.make(1, common.seed)[0])
+    kind.warm(engine, options.prompts.make(1, common.seed)[0])
     return LlmBench(
-        engine, table, options.prompts, num_requests, options.max_tokens, options.absolute_slo, options.mean_output
+        kind,
+        engine,
+        table,
+        options.prompts,
+        num_requests,
+        options.max_tokens,
+        options.absolute_slo,
+        options.mean_output,
     )

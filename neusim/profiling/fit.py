@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neustream.latency import BatchLatency, ContextLatency, LatencyModel, Shape, TokensLatency, interpolate
+from neusim.profiling.grid import MixedShape
+from neustream.latency import (
+    BatchLatency,
+    ContextLatency,
+    LatencyModel,
+    MixedLatency,
+    Shape,
+    TokensLatency,
+    interpolate,
+    levelled,
+)
 
 HUBER = 0.1
 ROUNDS = 20
@@ -100,6 +110,51 @@ def fit_decode(points: Points, held_out: Points, noise: float = 0.0) -> tuple[Co
     bases, levelled = rising([max(base, floor) for base in bases], noise)
     model = ContextLatency((bases[0], slope), tuple(sizes), tuple(bases))
     return model, report(model, points, held_out) | {"levelled": levelled}
+
+
+def fit_mixed(
+    points: Mapping[MixedShape, float], held_out: Mapping[MixedShape, float]
+) -> tuple[MixedLatency, dict[str, Any]]:
+    """`base + per_token·n + square·attended + per_decode·decodes + per_context·read` by Huber's loss, and how good.
+
+    n are all tokens of the step. Where the seconds are no line of n, a grid over n takes the place of its first two
+    terms: what the other terms leave, levelled, if it predicts the inner entries from their neighbours better.
+    """
+    shapes, seconds = list(points), list(points.values())
+    columns: list[list[float]] = [
+        [1.0] * len(shapes),
+        [s.work + s.decodes for s in shapes],
+        [s.attended for s in shapes],
+        [s.decodes for s in shapes],
+        [s.read for s in shapes],
+    ]
+    base, per_token, square, per_decode, per_context = solve(columns, seconds)
+    line = MixedLatency(base, per_token, square, per_decode, per_context)
+    rest: dict[int, list[float]] = {}
+    for shape, value in points.items():
+        others = square * shape.attended + per_decode * shape.decodes + per_context * shape.read
+        rest.setdefault(shape.work + shape.decodes, []).append(value - others)
+    grid = {n: median(values) for n, values in sorted(rest.items()) if median(values) > 0}
+    model = line
+    if len(grid) > 3:
+        tokens, values = tuple(grid), levelled(tuple(grid.values()))
+        gridded = MixedLatency(base, per_token, square, per_decode, per_context, tokens, values)
+        inner = range(1, len(tokens) - 1)
+        gaps = [interpolate(tokens[:i] + tokens[i + 1 :], values[:i] + values[i + 1 :], tokens[i]) for i in inner]
+        by_grid = sum(abs(gap - values[i]) / values[i] for gap, i in zip(gaps, inner, strict=True)) / len(gaps)
+        by_line = sum(abs(line.predict(*s) - v) / v for s, v in points.items()) / len(points)
+        model = gridded if by_grid < by_line else line
+    errors = [abs(model.predict(*shape) - value) / value for shape, value in held_out.items()]
+    mean = sum(seconds) / len(seconds)
+    residual = sum((model.predict(*shape) - value) ** 2 for shape, value in points.items())
+    total = sum((value - mean) ** 2 for value in seconds)
+    return model, {
+        "r2": round(1.0 - residual / total, 5) if total > 0 else None,
+        "points": len(points),
+        "held_out": len(held_out),
+        "worst_relative_error": round(max(errors), 4) if errors else None,
+        "median_relative_error": round(median(errors), 4) if errors else None,
+    }
 
 
 def fit_batch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from neustream.latency import Shape
 
@@ -32,21 +32,56 @@ UNSEEN_DECODE = ((1, 300), (3, 200), (10, 150), (20, 350), (40, 120), (80, 250),
 """(batch, context) likewise."""
 
 
+QUICK_PIECES = (16, 64, 128, 256, 512, 1024)
+FULL_PIECES = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)
+"""Tokens of a piece that rides with decodes."""
+QUICK_RIDES = ((4, 128, 0), (32, 128, 0), (16, 512, 512))
+FULL_RIDES = ((1, 128, 0), (8, 128, 0), (32, 128, 0), (96, 128, 0), (16, 512, 0), (16, 128, 512), (16, 128, 1024))
+"""(decodes, context of each, tokens of the piece's prompt before it)."""
+UNSEEN_MIXED = (
+    (3, 300, ((100, 0),)), (20, 150, ((40, 60),)), (48, 200, ((300, 0), (150, 100))), (10, 600, ((700, 200),)),
+)  # fmt: skip
+"""Mixed steps that are predicted, not fitted."""
+
+
+class MixedShape(NamedTuple):
+    """What the price of a mixed step depends on; see `neustream.latency.MixedLatency.predict`."""
+
+    work: int
+    attended: int
+    decodes: int
+    read: int
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One step to time: a prefill of prompts of these lengths, or a decode of sequences of these contexts."""
+    """One step to time: a prefill of prompts of these lengths, or a decode of sequences of these contexts.
 
-    module: Literal["prefill", "decode"]
+    A mixed step decodes these contexts, with pieces of prompts beside them.
+    """
+
+    module: Literal["prefill", "decode", "mixed"]
     lengths: tuple[int, ...]
     held_out: bool = False
     """Whether the fit must not see it."""
     num_layers: int = 0
     """At which depth it is timed; 0: not decided yet."""
+    pieces: tuple[tuple[int, int], ...] = ()
+    """Tokens of each piece of a mixed step, and those of its prompt that were processed before."""
 
     def __str__(self) -> str:
         runs = [(length, len(list(same))) for length, same in groupby(self.lengths)]
         sizes = "+".join(f"{count}x{length}" for length, count in runs)
-        return f"{self.module} {sizes} at {self.num_layers} layers"
+        beside = "".join(f" and {tokens} after {done}" for tokens, done in self.pieces)
+        return f"{self.module} {sizes}{beside} at {self.num_layers} layers"
+
+    @property
+    def mixed_shape(self) -> MixedShape:
+        """As the model of mixed steps sees it."""
+        work = sum(tokens for tokens, _ in self.pieces)
+        attended = sum(tokens * tokens + 2 * tokens * done for tokens, done in self.pieces)
+        read = sum(self.lengths) + sum(done for _, done in self.pieces)
+        return MixedShape(work, attended, len(self.lengths), read)
 
     @property
     def shape(self) -> Shape:
@@ -80,3 +115,23 @@ def llm_points(*, quick: bool, max_len: int, max_tokens: int = CONTEXT_TOKENS) -
         return point.module, -len(point.lengths) if point.module == "decode" else 0, -sum(point.lengths)
 
     return sorted(fitting, key=rank)
+
+
+def mixed_points(*, quick: bool, max_len: int, max_tokens: int, max_work: int) -> list[Point]:
+    """The points of mixed steps, largest first, within the same limits; `max_work` are a step's tokens."""
+    pieces, rides = (QUICK_PIECES, QUICK_RIDES) if quick else (FULL_PIECES, FULL_RIDES)
+    points = [
+        Point("mixed", (context,) * decodes, pieces=((tokens, done),))
+        for decodes, context, done in rides
+        for tokens in pieces
+    ]
+    points += [
+        Point("mixed", (context,) * decodes, held_out=True, pieces=parts) for decodes, context, parts in UNSEEN_MIXED
+    ]
+
+    def fits(point: Point) -> bool:
+        longest = max(*point.lengths, *(sum(piece) for piece in point.pieces))
+        work, _, decodes, read = point.mixed_shape
+        return longest <= max_len and read + work <= max_tokens and work + decodes <= max_work
+
+    return sorted(filter(fits, points), key=lambda point: -sum(point.mixed_shape[::3]))

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 from datetime import date
 from typing import Any
 
 from neusim.profiling.depth import extrapolate
-from neusim.profiling.fit import fit_decode, fit_prefill
-from neusim.profiling.grid import CONTEXT_TOKENS, Point, llm_points
+from neusim.profiling.fit import fit_decode, fit_mixed, fit_prefill
+from neusim.profiling.grid import CONTEXT_TOKENS, MixedShape, Point, llm_points, mixed_points
 from neusim.profiling.measure import Visits, disturbed, measure, spread, trusted
 from neusim.profiling.memory import KvCache, MemoryPlan, TooLarge, cpu_cache, free_ram, gpu_cache, plan_memory
 from neusim.profiling.settings import Settings, SettingsError
 from neusim.profiling.visits import Partial, partial_path
-from neusim.profiling.vllm_timer import EngineTimer, load_engine, num_threads, versions
 from neustream.catalog.llms import LlmShape, load_shape
 from neustream.catalog.machine import check_tensor_parallel, cpu_flags, free_gpu_bytes, total_gpu_bytes
-from neustream.latency import Shape
-from neustream.tables import STEP_TOKENS, LatencyTable
-from vllm_patch.engine import check_device, cpu_cache_gib
+from neustream.latency import LatencyModel, Shape
+from neustream.tables import DEFAULT_ENGINE, STEP_TOKENS, LatencyTable
+from vllm_patch.engine import cpu_cache_gib
 
+TIMERS = {"v0": "neusim.profiling.vllm_timer", "v1": "neusim.profiling.plugin_timer"}
+"""By engine, the module that times steps on it."""
+ENGINES = {"v0": "vllm_patch.engine", "v1": "vllm_plugin.engine"}
 QUICK_REPEATS, FULL_REPEATS = 5, 9
 QUICK_SECONDS, FULL_SECONDS = 1.0, 10.0
 """What a point may take before it is visited no more."""
@@ -31,12 +34,13 @@ def profile(settings: Settings) -> LatencyTable:
     model, dtype, plan = check(settings)
     print(f"{model.name} on {settings.slug}: {plan.reason}")
     cache = planned_cache(settings, model, dtype)  # first: loading an engine sets what the environment says
-    engine = load_engine(model, settings, dtype, plan)
-    timer = EngineTimer(engine, model.vocabulary)
-    max_len = engine.model_config.max_model_len - 2 * timer.decode_steps
-    points = llm_points(
-        quick=settings.quick, max_len=max_len, max_tokens=min(CONTEXT_TOKENS, int(0.95 * timer.cache_tokens))
-    )
+    stopwatch = importlib.import_module(TIMERS[settings.engine])
+    timer = stopwatch.EngineTimer(stopwatch.load_engine(model, settings, dtype, plan), model.vocabulary)
+    max_len = timer.max_model_len - 2 * timer.decode_steps
+    most = min(CONTEXT_TOKENS, int(0.95 * timer.cache_tokens))
+    points = llm_points(quick=settings.quick, max_len=max_len, max_tokens=most)
+    if "mixed" in stopwatch.MODULES:
+        points += mixed_points(quick=settings.quick, max_len=max_len, max_tokens=most, max_work=STEP_TOKENS)
     depths = plan.layers or (model.num_layers,)
     kept = Partial(partial_path(settings.out), _key(settings, model, dtype, plan))
     if kept.num_visits:
@@ -51,8 +55,7 @@ def profile(settings: Settings) -> LatencyTable:
         label=model.name,
     )
     if settings.device == "cuda" and plan.layers is None:
-        has = engine.cache_config
-        cache = KvCache(int(has.num_gpu_blocks), int(has.block_size), "the engine that was measured")
+        cache = KvCache(timer.cache_blocks, timer.block_size, "the engine that was measured")
     return _table(settings, model, dtype, plan, points, visits, cache)
 
 
@@ -77,8 +80,10 @@ def check(settings: Settings) -> tuple[LlmShape, str, MemoryPlan]:
         raise SettingsError(str(error)) from error
     if settings.layers and settings.layers[1] >= model.num_layers:
         raise SettingsError(f"--layers must be below the {model.num_layers} of {model.name}, got {settings.layers[1]}")
+    if settings.engine != DEFAULT_ENGINE and settings.layers:
+        raise SettingsError("--layers measures on vLLM 0.5.4 alone: leave out --engine")
     try:
-        check_device(settings.device)
+        importlib.import_module(ENGINES[settings.engine]).check_device(settings.device)
         check_tensor_parallel(model, settings.tp, settings.device)
     except ValueError as error:
         raise SettingsError(str(error)) from error
@@ -92,6 +97,8 @@ def check(settings: Settings) -> tuple[LlmShape, str, MemoryPlan]:
         except TooLarge as error:
             failures.append(str(error))
             continue
+        if plan.layers and settings.engine != DEFAULT_ENGINE:
+            raise SettingsError(f"{plan.reason}; that takes vLLM 0.5.4: leave out --engine")
         if plan.layers and settings.tp > 1:
             raise SettingsError(f"{plan.reason}; that takes --tp 1, got {settings.tp}")
         return model, dtype, plan
@@ -116,7 +123,7 @@ def _key(settings: Settings, model: LlmShape, dtype: str, plan: MemoryPlan) -> d
         "tp": settings.tp,
         "layers": plan.layers,
         "threads": num_threads(settings.device),
-        "versions": versions(),
+        "versions": importlib.import_module(TIMERS[settings.engine]).versions(),
     }
 
 
@@ -130,17 +137,23 @@ def _table(
     cache: KvCache,
 ) -> LatencyTable:
     noise = spread(visits)
+    stopwatch = importlib.import_module(TIMERS[settings.engine])
 
     def of(module: str, held_out: bool) -> dict[Shape, float]:
         chosen = [point for point in points if (point.module, point.held_out) == (module, held_out)]
         return {point.shape: seconds for point, seconds in _full_depth(model, plan, chosen, visits).items()}
+
+    def mixed_of(held_out: bool) -> dict[MixedShape, float]:
+        chosen = [point for point in points if (point.module, point.held_out) == ("mixed", held_out)]
+        return {point.mixed_shape: seconds for point, seconds in _full_depth(model, plan, chosen, visits).items()}
 
     prefill, prefill_report = fit_prefill(of("prefill", False), of("prefill", True))
     decode, decode_report = fit_decode(of("decode", False), of("decode", True), noise)
     info: dict[str, Any] = {
         "dtype": dtype,
         "tensor_parallel": settings.tp,
-        "source": f"neusim/profile.py, {versions()}, {date.today().isoformat()}",
+        "engine": settings.engine,
+        "source": f"neusim/profile.py, {stopwatch.versions()}, {date.today().isoformat()}",
         "quick": settings.quick,
         "threads": num_threads(settings.device),
         "max_prefill_tokens": STEP_TOKENS,
@@ -151,7 +164,11 @@ def _table(
     info |= cache.info
     if plan.layers:
         info |= {"layers_measured": list(plan.layers), "num_layers": model.num_layers}
-    return LatencyTable(settings.name, settings.slug, {"prefill": prefill, "decode": decode}, info)
+    modules: dict[str, LatencyModel] = {"prefill": prefill, "decode": decode}
+    mixed = None
+    if measured := mixed_of(False):
+        mixed, info["fit"]["mixed"] = fit_mixed(measured, mixed_of(True))
+    return LatencyTable(settings.name, settings.slug, modules, info, mixed)
 
 
 def _full_depth(model: LlmShape, plan: MemoryPlan, points: list[Point], visits: Visits[Point]) -> dict[Point, float]:
@@ -163,3 +180,10 @@ def _full_depth(model: LlmShape, plan: MemoryPlan, points: list[Point], visits: 
     shallow, deep = by_depth
     both = shallow.keys() & deep.keys()
     return extrapolate({p: s for p, s in shallow.items() if p in both}, deep, plan.layers, model.num_layers)
+
+
+def num_threads(device: str) -> int | None:
+    """Threads that the CPU computes with; None on a GPU."""
+    import torch
+
+    return torch.get_num_threads() if device == "cpu" else None

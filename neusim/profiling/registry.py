@@ -36,7 +36,13 @@ class Target:
     """A model and the module that profiles it, which is imported when it is needed."""
 
     name: str
-    module: str
+    kind: str
+    """`llm` or `diffusion`."""
+
+    @property
+    def module(self) -> str:
+        """The name of the module that profiles it."""
+        return f"neusim.profiling.{self.kind}"
 
     def profiler(self) -> Any:
         """The module, imported."""
@@ -51,4 +57,4 @@ def find_target(model: str) -> Target:
             f"{found.name} reads pictures, whose time is not measured yet: `neusim/estimate.py` estimates its table"
         )
     kind = "llm" if isinstance(found, LlmShape) else "diffusion"
-    return Target(found.name, f"neusim.profiling.{kind}")
+    return Target(found.name, kind)

@@ -9,8 +9,10 @@ from pathlib import Path
 from neusim.profiling.registry import Target, find_target
 from neustream.catalog.machine import DEVICES, device_slug, local_device
 from neustream.cli.paths import TABLES
-from neustream.tables import table_name, table_path
+from neustream.tables import DEFAULT_ENGINE, OTHER_ENGINES, table_name, table_path
 
+ENGINES = (DEFAULT_ENGINE, *OTHER_ENGINES)
+ENGINE_ALIASES = {"vllm": "v1"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -44,6 +46,8 @@ class Settings:
     """The table's file."""
     progress: bool = True
     """Whether to draw a progress bar."""
+    engine: str = DEFAULT_ENGINE
+    """Of a language model: `v0`, vLLM 0.5.4, or `v1`, today's."""
 
 
 def make_settings(
@@ -57,11 +61,13 @@ def make_settings(
     repeats: int | None = None,
     out: Path | str | None = None,
     progress: bool = True,
+    engine: str = DEFAULT_ENGINE,
 ) -> tuple[Settings, Target]:
     """Check what was asked for and fill in the rest. Raises SettingsError; loads no framework.
 
-    `device` defaults to cuda where there is an NVIDIA GPU; `layers` is two depths, as `2,4`; `out` defaults
-    to `neusim/tables/<device>/<model>.json`, with `.tp<N>` before `.json` where tp > 1.
+    `engine` is `v0` or `v1`, which may be written `vllm`. `device` defaults to cuda where there is an NVIDIA GPU.
+    `layers` is two depths, as `2,4`. `out` defaults to `neusim/tables/<device>/<model>.json`, with `.v1` and `.tp<N>`
+    before `.json` for the engine v1 and where tp > 1.
     """
     try:
         target = find_target(model)
@@ -69,6 +75,11 @@ def make_settings(
         raise SettingsError(str(error)) from error
     if device is not None and device not in DEVICES:
         raise SettingsError(f"unknown device {device!r}; there are {', '.join(DEVICES)}")
+    engine = ENGINE_ALIASES.get(engine, engine)
+    if engine not in ENGINES:
+        raise SettingsError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
+    if engine != DEFAULT_ENGINE and target.kind != "llm":
+        raise SettingsError(f"--engine is about language models, and {target.name} is none")
     if dtype not in DTYPES:
         raise SettingsError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
     if tp < 1:
@@ -81,9 +92,10 @@ def make_settings(
         slug = device_slug(kind)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    path = Path(out) if out is not None else table_path(TABLES, slug, table_name(target.name, tp))
+    path = Path(out) if out is not None else table_path(TABLES, slug, table_name(target.name, tp, engine=engine))
     check_writable(path)
-    return Settings(model, target.name, kind, slug, dtype, tp, quick, depths, repeats, path, progress), target
+    asked = Settings(model, target.name, kind, slug, dtype, tp, quick, depths, repeats, path, progress, engine)
+    return asked, target
 
 
 def parse_layers(text: str) -> tuple[int, int]:

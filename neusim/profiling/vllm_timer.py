@@ -22,6 +22,8 @@ from neustream.catalog.llms import LlmShape
 from neustream.tables import STEP_TOKENS
 from vllm_patch import engine
 
+MODULES = ("prefill", "decode")
+"""What is timed on this engine."""
 TOKEN = 5
 """What stands for a generated token where the forward pass is skipped; any id that is not special."""
 
@@ -66,8 +68,22 @@ class EngineTimer:
     @property
     def cache_tokens(self) -> int:
         """Tokens that the KV cache holds."""
-        config = self.engine.cache_config
-        return int(config.num_gpu_blocks) * int(config.block_size)
+        return self.cache_blocks * self.block_size
+
+    @property
+    def cache_blocks(self) -> int:
+        """Blocks of the KV cache."""
+        return int(self.engine.cache_config.num_gpu_blocks)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return int(self.engine.cache_config.block_size)
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest sequence."""
+        return int(self.engine.model_config.max_model_len)
 
     def run(self, point: Point) -> list[float]:
         """Seconds of each timed step of this point."""
@@ -160,10 +176,3 @@ def versions() -> str:
     from importlib.metadata import version
 
     return f"torch {version('torch')}, vllm {version('vllm')}"
-
-
-def num_threads(device: str) -> int | None:
-    """Threads that the CPU computes with; None on a GPU."""
-    import torch
-
-    return torch.get_num_threads() if device == "cpu" else None

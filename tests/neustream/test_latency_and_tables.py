@@ -226,17 +226,26 @@ def put(folder: Path, name: str, model: str = "opt-13b", device: str = "h200", *
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("opt-1.3b", ("opt-1.3b", None, False)),
-        ("opt-13b.tp2", ("opt-13b", 2, False)),
-        ("opt-13b.estimated", ("opt-13b", None, True)),
-        ("opt-13b.tp16.estimated", ("opt-13b", 16, True)),
-        ("a.tp0", ("a.tp0", None, False)),
-        (".tp2", (".tp2", None, False)),
+        ("opt-1.3b", ("opt-1.3b", None, False, "v0")),
+        ("opt-13b.tp2", ("opt-13b", 2, False, "v0")),
+        ("opt-13b.estimated", ("opt-13b", None, True, "v0")),
+        ("opt-13b.tp16.estimated", ("opt-13b", 16, True, "v0")),
+        ("a.tp0", ("a.tp0", None, False, "v0")),
+        (".tp2", (".tp2", None, False, "v0")),
+        ("opt-13b.v1.tp2", ("opt-13b", 2, False, "v1")),
+        ("opt-13b.v1", ("opt-13b", None, False, "v1")),
     ],
 )
-def test_the_name_of_a_table_tells_model_devices_and_origin(name: str, parts: tuple[str, int | None, bool]) -> None:
+def test_the_name_of_a_table_tells_model_devices_and_origin(name: str, parts: tuple[Any, ...]) -> None:
     assert TableName.parse(name) == parts
     assert str(TableName.parse(name)) == name
+
+
+def test_tables_of_two_engines_lie_side_by_side(tmp_path: Path) -> None:
+    put(tmp_path, table_name("opt-13b"), engine="v0")
+    put(tmp_path, table_name("opt-13b", engine="v1"), engine="v1")
+    assert find_table(tmp_path, "h200", "opt-13b").info["engine"] == "v0"
+    assert find_table(tmp_path, "h200", "opt-13b.v1").info["engine"] == "v1"
 
 
 def test_a_table_for_several_devices_is_found_by_its_name_and_by_its_number_of_devices(tmp_path: Path) -> None:
