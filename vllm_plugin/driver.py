@@ -61,12 +61,13 @@ class PluginDriver:
         except (TypeError, ValueError) as error:
             raise ValueError(f"request {ask.request_id!r}: its payload is no (prompt_token_ids, max_tokens)") from error
         request = self.ledger.add(ask.request_id, ask.arrival, size, max_tokens, slo=ask.slo, on_miss=ask.on_miss)
-        fields, _ = split_slo(ask.slo if ask.slo is not None else self.ledger.slo, request.on_miss)
-        told: dict[str, Any] = {key if key == "slo_scale" else PREFIX + key: value for key, value in fields.items()}
-        if told:
-            told[ON_MISS] = request.on_miss
+        told: dict[str, Any] = {}
+        if getattr(self.scheduler, "step_policy", None) is not None:  # nobody else would know what to do with it
+            fields, _ = split_slo(ask.slo if ask.slo is not None else self.ledger.slo, request.on_miss)
+            told = {key if key == "slo_scale" else PREFIX + key: value for key, value in fields.items()}
+            told |= {ON_MISS: request.on_miss} if told else {}
         try:
-            params = sampling(max_tokens, ends_after, told if self.books is not None else None)
+            params = sampling(max_tokens, ends_after, told)
             self.engine.add_request(
                 ask.request_id, {"prompt_token_ids": list(prompt)}, params, arrival_time=ask.arrival
             )
