@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neustream.cost import step_seconds
+from neustream.cost import step_price, step_seconds
 from neustream.history import StepHistory
 from neustream.ledger import Ledger
 from neustream.plan import Piece, StepPlan
@@ -71,6 +71,7 @@ class Bookkeeping:
         self.ledger: Ledger[PlannedRequest] = Ledger(slo, table, on_miss=on_miss, kind=PlannedRequest)
         self.streams = Streams((PREFILL, DECODE))
         self.history = StepHistory(table)
+        self._price = step_price(table) if table is not None else None
         self.under_way: deque[Step | None] = deque()
         """Steps that have not ended, oldest first; None for one that runs nothing."""
         self.on_step: Callable[[StepRecord], None] | None = None
@@ -178,7 +179,9 @@ class Bookkeeping:
             self.under_way.append(None)
             return None
         assert plan.module is not None
-        expected = step_seconds(self.table, plan) if self.table is not None and plan.module in self.table else None
+        expected = None
+        if self.table is not None and plan.module in self.table:
+            expected = step_seconds(self.table, plan, self._price)
         members = plan.members
         step = Step(
             started=asked,
