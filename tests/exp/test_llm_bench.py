@@ -14,6 +14,7 @@ from exp.harness.folder import create_run_folder
 from exp.harness.report import goodput_columns
 from exp.harness.runner import run_settings
 from exp.harness.settings import Setting, sweep
+from exp.llm import engine_v0
 from exp.llm.bench import LlmBench
 from exp.llm.prompts import Prompts
 from vllm_patch.driver import VllmDriver
@@ -27,12 +28,13 @@ class FakedBench(LlmBench):
 
     def driver(self, setting: Setting) -> VllmDriver:
         driver = super().driver(setting)
+        assert isinstance(driver, VllmDriver)
         driver.params = lambda max_tokens: max_tokens
         return driver
 
 
 def bench(engine: FakeVllm, num_requests: int = 20) -> FakedBench:
-    return FakedBench(engine, TABLE, Prompts(1000), num_requests=num_requests, max_tokens=4)
+    return FakedBench(engine_v0, engine, TABLE, Prompts(1000), num_requests=num_requests, max_tokens=4)
 
 
 def run(faked: FakedBench, tmp_path: Path) -> tuple[int, Any, list[Any]]:
@@ -113,7 +115,7 @@ def test_each_setting_begins_with_a_new_history(tmp_path: Path) -> None:
 
 def test_outputs_of_hidden_lengths_end_early_and_the_policy_is_told_their_maximum(tmp_path: Path) -> None:
     engine = FakeVllm(seconds=0.0, has_policy=True)
-    faked = FakedBench(engine, TABLE, Prompts(1000), num_requests=60, max_tokens=9, mean_output=4.0)
+    faked = FakedBench(engine_v0, engine, TABLE, Prompts(1000), num_requests=60, max_tokens=9, mean_output=4.0)
     setting = sweep(AXES)[0]
     ends = [ask.payload[2] for ask in faked.asks(setting)]
     assert ends == [ask.payload[2] for ask in faked.asks(setting)]

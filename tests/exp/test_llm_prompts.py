@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exp.llm.model import Model, resolve_model
-from exp.llm.prompts import Prompts, read_prompts
+from exp.llm.prompts import Prompts, read_prompts, read_traced
 from neustream.catalog.llms import OptShape
 from neustream.cli.arguments import BadInput
 
@@ -76,3 +76,38 @@ def test_a_local_folder_is_a_model_of_its_own_name(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     with pytest.raises(BadInput, match=r"config\.json: model_type is None"):
         resolve_model(str(folder))
+
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+    f"2023-11-16 18:00:{second:02d}.0000000,{prompt},{output}\n"
+    for second, prompt, output in ((0, 400, 90), (1, 80, 3), (4, 9000, 6000), (10, 40, 30))
+)
+
+
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "azure.csv"
+    path.write_text(AZURE)
+    return path
+
+
+def test_a_trace_gives_lengths_gaps_and_ends(tmp_path: Path) -> None:
+    prompts = read_traced(trace(tmp_path), None, (0.25, 0.5), MODEL, 100)
+    assert prompts.lengths(4, 0) == [100, 20, 2048 - 100, 10]
+    assert prompts.outputs(4, 0, 100) == [45, 2, 100, 15]
+    assert prompts.arrivals(0.6, 1.0, 4, 0) == pytest.approx([0.0, 0.5, 2.0, 5.0])
+    assert [len(prompt) for prompt in prompts.make(2, 0)] == [100, 20]
+
+
+def test_another_seed_goes_on_where_the_one_before_it_ended(tmp_path: Path) -> None:
+    prompts = read_traced(trace(tmp_path), None, (1.0, 1.0), MODEL, 100)
+    assert prompts.lengths(2, 1) == [2048 - 100, 40]
+    assert prompts.lengths(3, 1) == [40, 400, 80]
+
+
+def test_a_window_of_a_trace_and_what_is_none(tmp_path: Path) -> None:
+    assert read_traced(trace(tmp_path), (0.5, 5.0), (1.0, 1.0), MODEL, 100).lengths(2, 0) == [80, 2048 - 100]
+    bad = ((trace(tmp_path), (20.0, 30.0), 100), (tmp_path / "no", None, 100), (trace(tmp_path), None, 2048))
+    for path, window, most in bad:
+        with pytest.raises(BadInput) as caught:
+            read_traced(path, window, (1.0, 1.0), MODEL, most)
+        assert "\n" not in str(caught.value)

@@ -157,14 +157,16 @@ def test_a_missing_part_of_the_checkout_is_no_matter_of_the_environment(clone: P
     assert result.stderr.endswith("ModuleNotFoundError: No module named 'neusim.sim.device'\n")
 
 
-SHELL_SCRIPTS = [path.relative_to(ROOT) for path in sorted(ROOT.glob("exp/**/*.sh"))]
+SOURCED = Path("exp/environment.sh")
+SHELL_SCRIPTS = [path.relative_to(ROOT) for path in sorted(ROOT.glob("exp/**/*.sh")) if path != ROOT / SOURCED]
 
 
 @pytest.mark.parametrize("script", SHELL_SCRIPTS, ids=str)
 def test_a_shell_script_stays_in_the_users_folder(tmp_path: Path, script: Path) -> None:
     root = tmp_path / "my clone"
-    (root / script).parent.mkdir(parents=True)
-    shutil.copy(ROOT / script, root / script)
+    for needed in (script, SOURCED):
+        (root / needed).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / needed, root / needed)
     (root / "install.sh").touch()
     (root / ".venv/bin").mkdir(parents=True)
     python = root / ".venv/bin/python"
@@ -183,3 +185,29 @@ def test_an_older_python_is_told_what_is_needed(clone: Path) -> None:
     result = run(sys.executable, "-c", script, cwd=clone)
     assert result.returncode == 2
     assert result.stderr.startswith(f"simulate.py: {sys.executable} is older than Python 3.11; `bash ")
+
+
+@pytest.mark.parametrize("flag", [("--engine", "v1"), ("--engine=v1",), ("--engine", "v0", "--engine", "vllm")])
+def test_todays_vllm_leads_to_its_own_environment(clone: Path, bare: Path, flag: tuple[str, ...]) -> None:
+    make_environment(clone / ".venv", is_complete=True)
+    result = run(bare, clone / "neusim/profile.py", "--help", *flag, cwd=clone)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.endswith(f"; `bash '{clone}/install.sh' --engine v1` makes an environment for it")
+    make_environment(clone / ".venv-v1", is_complete=True)
+    result = run(bare, clone / "neusim/profile.py", "--help", *flag, cwd=clone)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "usage: " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "engine"),
+    [("--quick", ""), ("--engine v0", ""), ("--engine v1 --quick", "-v1"), ("--quick --engine=v1", "-v1")],
+)
+def test_the_scripts_take_the_environment_of_their_engine(tmp_path: Path, arguments: str, engine: str) -> None:
+    calls = tmp_path / "install.sh"
+    calls.write_text('echo "installed $*"')
+    script = f'root={tmp_path}; source {ROOT}/exp/environment.sh {arguments}; echo "$python"'
+    result = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=True)
+    asked = " --engine v1" if engine else ""
+    assert result.stdout == f"installed{asked or ' '}\n{tmp_path}/.venv{engine}/bin/python\n"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from neusim.profiling.depth import extrapolate, to_full_depth
-from neusim.profiling.fit import fit_batch, fit_decode, fit_prefill, prefill_grid, rising, solve
-from neusim.profiling.grid import FULL_PREFILL, QUICK_PREFILL, Point, llm_points
+from neusim.profiling.fit import fit_batch, fit_decode, fit_mixed, fit_prefill, prefill_grid, rising, solve
+from neusim.profiling.grid import FULL_PREFILL, QUICK_PREFILL, MixedShape, Point, llm_points, mixed_points
 from neustream.latency import Shape
 
 
@@ -167,3 +167,29 @@ def test_points_stay_within_what_the_cache_and_the_model_hold() -> None:
 def test_the_parts_of_a_prefill_add_up_to_the_sum_that_it_stands_for() -> None:
     for sums in (QUICK_PREFILL, FULL_PREFILL):
         assert [(total, batch) for total, batches in sums.items() for batch in batches if total % batch] == []
+
+
+def mixed_seconds(shape: MixedShape) -> float:
+    return 0.01 + 1e-4 * (shape.work + shape.decodes) + 2e-8 * shape.attended + 5e-5 * shape.decodes + 1e-7 * shape.read
+
+
+def test_mixed_steps_are_fitted_and_judged_by_points_that_the_fit_has_not_seen() -> None:
+    points = mixed_points(quick=False, max_len=2000, max_tokens=65536, max_work=2048)
+    seen = {point.mixed_shape: mixed_seconds(point.mixed_shape) for point in points if not point.held_out}
+    unseen = {point.mixed_shape: mixed_seconds(point.mixed_shape) for point in points if point.held_out}
+    model, report = fit_mixed(seen, unseen)
+    assert len(unseen) == report["held_out"] == 4
+    assert report["worst_relative_error"] < 0.01
+    assert report["r2"] > 0.9999
+    assert model.square == pytest.approx(2e-8, rel=0.05)
+
+
+def test_points_of_mixed_steps_keep_the_engines_limits_and_have_names_of_their_own() -> None:
+    points = mixed_points(quick=True, max_len=600, max_tokens=3000, max_work=512)
+    assert points
+    for point in points:
+        work, _, decodes, read = point.mixed_shape
+        assert work + decodes <= 512
+        assert read + work <= 3000
+        assert all(tokens + done <= 600 for tokens, done in point.pieces)
+    assert len({str(point) for point in points}) == len(points)
