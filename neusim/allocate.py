@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cv", type=numbers(between(LEAST_CV, MOST_CV)), default=(1.0,), metavar="C", help="spread of gaps (1)")
     add("--slo-scale", type=numbers(at_least(1)), default=(1.8,), metavar="S", help="× standalone latency (1.8)")
     add("--deadline", type=numbers(above(0)), metavar="S", help="one for all, s (default: sum of the stages')")
-    add("--policy", default="slack", help="of the replicas (default slack)")
+    add("--policy", default="neustream", help="of the replicas (default neustream)")
     add("--budget", default="lookahead", help="budget rule (default lookahead)")
     return result
 

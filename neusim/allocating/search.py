@@ -32,7 +32,7 @@ class Search:
     cv: float = 1.0
     scale: float = 1.8
     budget: str = "lookahead"
-    policy: str = "slack"
+    policy: str = "neustream"
     seed: int | None = None
     deadline: float | None = None
     may_pool: bool = True

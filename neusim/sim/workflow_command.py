@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     result = Parser(prog="simulate.py", description=(__doc__ or "").split("\n")[0])
     add_scenario_flags(result)
     add = result.add_argument
-    add("--policy", type=names, default=("slack",), metavar="P,…", help="step policies of the replicas (default slack)")
+    add("--policy", type=names, default=("neustream",), metavar="P,…", help="step policies of the replicas (neustream)")
     add("--budget", type=names, default=("lookahead",), metavar="B,…", help="budget rules (default lookahead)")
     add("--rate", type=numbers(above(0)), metavar="R,…", help="workflows/s (default: the fluid capacity)")
     add("--cv", type=numbers(between(LEAST_CV, MOST_CV)), default=(1.0,), metavar="C,…", help="spread of gaps (1)")

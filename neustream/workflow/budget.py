@@ -6,6 +6,7 @@ docs/workflows.md compares them. A rule is pure but for the forecast that it rea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from neustream.slo import Deadlines, ScaleSlo
@@ -14,6 +15,11 @@ from neustream.workflow.run import Run
 
 LEAST_PACE = 1.0
 """No call is asked to be faster than alone on an idle device."""
+LENT = 0.4
+"""Share of the later stages' spare time that a call may use up: tuned, see docs/workflows.md."""
+COUNTED = 0.6
+"""Share of the queues ahead that counts at the front door: many of those ahead drop out, and a workflow that is lost in
+front of the scarce pool has cost that pool nothing. Tuned, see docs/workflows.md."""
 
 
 class Budget(Protocol):
@@ -78,7 +84,10 @@ class Proportional:
 
 
 class Lookahead:
-    """Each call is due when the stages after it must begin, by what finished calls tell of them.
+    """Each call gets its own SLO, and a share of what the stages after it are not expected to need of theirs.
+
+    What a stage may be later than by `carry` is `LENT` of that spare time: the rest is kept for stages that take
+    longer than expected. Where the deadline leaves less than the stages' SLOs, a call is due earlier by all that lacks.
 
     The deadline of the whole is estimated anew as stages finish. A workflow is given up as soon as it is not expected
     to make it: at the front door, with the queues ahead; while it waits, at the pace at which stages run these days;
@@ -92,17 +101,15 @@ class Lookahead:
         assert run.node is not None
         history, size = forecast.nodes[run.node.name], run.visit.size
         stage = history.stage
-        last = forecast.deadline(run) - forecast.rest_seconds(run.node.name)
-        if run.node.kind != "llm":
-            return Deadlines(first=last, last=last)
+        own = stage.deadlines(run.granted_until, size)
         units = history.units()
-        plain = stage.deadlines(now, size)
-        decode = (stage.alone(size, units) - stage.alone(size, 1)) * history.stretch
-        first = max(last - decode, now + stage.alone(size, 1))
-        return Deadlines(first, plain.pace, plain.growth)
+        spare = forecast.deadline(run) - own.at(units) - forecast.rest_seconds(run.node.name)
+        shift = LENT * spare if spare > 0 else spare
+        first = max(own.first + shift, now + stage.alone(size, 1))
+        return replace(own, first=first, last=own.last + shift)
 
     def why_hopeless(self, now: float, run: Run, forecast: Forecast, waiting: float) -> str | None:
-        return _why_late(now, run, forecast, waiting * forecast.belief if self.gate else 0.0)
+        return _why_late(now, run, forecast, COUNTED * waiting if self.gate else 0.0)
 
     def why_stop(self, now: float, run: Run) -> str | None:
         return _why_over(now, run)

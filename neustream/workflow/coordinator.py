@@ -266,8 +266,6 @@ class Coordinator:
     def _end(self, run: Run, now: float, outcome: Outcome | None = None, reason: str | None = None) -> None:
         del self._runs[run.run_id]
         run.end(now, outcome, reason)
-        if run.visits[0].sent_at is not None and run.outcome in (Outcome.MET, Outcome.LATE, Outcome.REJECTED):
-            self.forecast.admitted_ended(run.outcome is Outcome.MET)
         self.on_end(run)
 
     def _rank(self, call: str) -> float:
@@ -280,13 +278,13 @@ class Coordinator:
         """Seconds for which a workflow that comes now queues at least, at the pools on its way.
 
         At each pool it comes after the calls that live workflows are still expected to make there. While it is on its
-        way to a pool, the pool works off its queue.
+        way to a pool, the pool works off its queue. A pool where no call waits has room, whoever is on the way to it.
         """
         waited, t = 0.0, 0.0
         path = {start: 1.0, **self.forecast.visits_after(start)}
         for name, share in path.items():
             history, pool = self.forecast.nodes[name], self.pools[self.workflow[name].pool_name]
-            begin = max(t, pool.wait(self._calls_ahead(pool)))
+            begin = max(t, pool.wait(self._calls_ahead(pool))) if pool.has_waiting else t
             waited += begin - t
             t = begin + share * history.alone() * history.stretch
         return waited

@@ -19,12 +19,6 @@ RECENT = 256
 """Finished calls of a node whose standalone seconds are remembered."""
 MAX_ROUNDS = 64
 """Steps into the future up to which a walk through the graph is followed."""
-LOST_SHARE = 0.1
-"""Share of the admitted workflows that may be lost: below it more are let in, above it fewer."""
-GAIN = 0.02
-"""By which share one admitted workflow that made it lowers what is believed of the queues ahead."""
-BELIEF = (0.1, 2.0)
-"""The range of that belief."""
 
 
 class NodeHistory:
@@ -100,8 +94,6 @@ class Forecast:
             raise ValueError(f"workflow {workflow.name!r}: no cost is given for node {', '.join(missing)}")
         self.workflow = workflow
         self.nodes = {node.name: NodeHistory(stages[node.name]) for node in workflow.nodes}
-        self.belief = 0.7
-        """What is believed of the predicted waiting at the pools ahead, as a factor; learnt from how admissions end."""
         self._ways: dict[str, Counter[Edge | None]] = {node.name: Counter() for node in workflow.nodes}
         self._visits: dict[str, dict[str, float]] = {}
 
@@ -110,16 +102,6 @@ class Forecast:
         self.nodes[visit.node.name].add(visit)
         self._ways[visit.node.name][edge] += 1
         self._visits.clear()
-
-    def admitted_ended(self, made_it: bool) -> None:
-        """A workflow that was admitted has ended, in time or not.
-
-        The factor settles where `LOST_SHARE` of the admitted are lost: lower means that places stay empty, higher that
-        devices work for workflows that come to nothing.
-        """
-        change = 1.0 - GAIN if made_it else 1.0 + GAIN * (1.0 - LOST_SHARE) / LOST_SHARE
-        low, high = BELIEF
-        self.belief = min(max(self.belief * change, low), high)
 
     def shares(self, name: str) -> dict[Edge | None, float]:
         """How probable each way out of a node is. Before any call it is the plain way: the edge for every result."""

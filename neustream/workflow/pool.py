@@ -69,6 +69,11 @@ class Pool:
         """Calls that have begun."""
         return sum(len(replica.running) for replica in self.replicas.values())
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a call waits, here or at a replica, so that a further one would come after it."""
+        return bool(self.queue) or any(replica.waiting for replica in self.replicas.values())
+
     def add(self, call: str) -> None:
         """A call waits. Raises ValueError where it is there already."""
         if call in self.queue or call in self._place:
@@ -117,7 +122,7 @@ class Pool:
         del self._place[call]
         if not was_running:
             return
-        is_busy = bool(self.queue) or any(r.waiting for r in self.replicas.values())
+        is_busy = self.has_waiting
         if self._last_end is not None and is_busy:
             gap = (now - self._last_end) * max(sum(r.is_open for r in self.replicas.values()), 1)
             known = self.seconds_per_call

@@ -60,12 +60,23 @@ def test_carry_ends_a_workflow_with_the_first_stage_that_is_late_by_that_sum():
     )  # fmt: skip
 
 
-def test_lookahead_leaves_room_for_the_stages_ahead():
-    """Alone, a call takes 0.2 s + 0.9 s for the nine tokens after the first; a tool 0.5 s."""
+@pytest.mark.parametrize(("deadline", "shift"), [(10.0, 0.4 * (10.0 - 3.8)), (3.8, 0.0), (3.0, -0.8)])
+def test_lookahead_lends_a_share_of_the_spare_time_and_takes_back_all_that_lacks(deadline, shift):
+    """A call's own SLO is 0.4 s + 9 x 0.2 s; the stages after it take 0.5 s and 1.1 s alone."""
     target = coordinator(budget="lookahead")
-    (write,) = target.submit(Run("a", LOOP, 0.0, deadline=10.0), 0.0)
-    assert write.deadlines.at(10) == pytest.approx(10.0 - 0.5 - 1.1 + 9 * 0.1)
-    assert write.deadlines.at(1) == pytest.approx(10.0 - 0.5 - 1.1 - 0.9)
+    (write,) = target.submit(Run("a", LOOP, 0.0, deadline=deadline), 0.0)
+    assert write.deadlines.at(1) == pytest.approx(0.4 + shift if shift >= 0 else 0.2)
+    assert write.deadlines.at(10) == pytest.approx(2.2 + shift if shift >= 0 else 2.0)
+
+
+def test_lookahead_goes_on_after_a_stage_that_carry_would_end_with():
+    late = {"carry": Outcome.REJECTED, "lookahead": None}
+    for budget, outcome in late.items():
+        target = coordinator(budget=budget)
+        run = Run("a", LOOP, 0.0)
+        (write,) = target.submit(run, 0.0)
+        target.ended(write.call, "ok", 5, 1.3)
+        assert run.outcome is outcome
 
 
 @pytest.mark.parametrize("budget", ["lookahead", "proportional"])
@@ -147,16 +158,17 @@ def test_a_draining_replica_gets_no_further_calls():
 
 
 def test_the_queues_ahead_count_at_the_front_door():
-    """`look` takes 4 s a call and five calls are on their way to it: a deadline is lost that an idle house keeps."""
-    ended: list[Run] = []
-    target = coordinator(budget="lookahead", on_end=ended.append)
-    target.pools["look"].seconds_per_call = 4.0
-    for i in range(5):
-        target.submit(Run(f"early-{i}", LOOP, 0.0, deadline=100.0), 0.0)
-    target.submit(Run("late", LOOP, 0.0, deadline=10.0), 0.0)
-    assert [run.run_id for run in ended] == ["late"]
-    idle = coordinator(budget="lookahead", on_end=ended.append)
-    assert len(idle.submit(Run("late", LOOP, 0.0, deadline=10.0), 0.0)) == 1
+    """`write` takes 4 s a call and calls wait there: a deadline is lost that is kept where nobody waits."""
+    for early, lost in ((5, ["late"]), (1, [])):
+        ended: list[Run] = []
+        target = coordinator(budget="lookahead", credit=5, on_end=ended.append)
+        target.pools["write"].seconds_per_call = 4.0
+        for i in range(early):
+            for send in target.submit(Run(f"early-{i}", LOOP, 0.0, deadline=100.0), 0.0)[:1]:
+                if i == 0:
+                    target.begun(send.call, 0.0)
+        target.submit(Run("late", LOOP, 0.0, deadline=10.0), 0.0)
+        assert [run.run_id for run in ended] == lost
 
 
 def test_an_id_in_use_and_an_unknown_budget_rule_are_refused():
