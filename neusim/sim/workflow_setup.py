@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,19 +123,22 @@ class Scenario:
         self,
         replicas: Mapping[str, int],
         budget: str,
-        policy: str,
+        policy: str | Callable[[LatencyTable], StepPolicy],
         scale: float,
         workload: WorkflowWorkload,
         binding: Binding = "late",
     ) -> WorkflowResult:
-        """Simulate it once. Raises ValueError for a policy that does not serve one of the models."""
+        """Simulate it once; `policy` is a name, or makes one from a model's table.
+
+        Raises ValueError for a policy that does not serve one of the models.
+        """
         pools = self.pools(replicas)
         devices = {nodes[0].module: pools[pool].device for pool, nodes in self.pool_nodes.items()}
 
         def policy_of(cost: StageCost) -> StepPolicy:
             device = devices[cost.node.module]
             assert device is not None
-            return named_policy(policy, cost.table, device)
+            return named_policy(policy, cost.table, device) if isinstance(policy, str) else policy(cost.table)
 
         return simulate_workflows(self.graph, self.stages(scale), pools, policy_of, budget, workload, binding=binding)
 
