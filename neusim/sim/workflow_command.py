@@ -13,7 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from neusim.allocating.fluid import fluid_capacity, measure_demand
+from neusim.allocating.fluid import fluid_capacity, measure_demand, seconds_per_workflow
+from neusim.allocating.model import best_split
 from neusim.sim.parallel import outcomes
 from neusim.sim.workflow_setup import Scenario, make_scenario
 from neustream.catalog.workflows import WORKFLOWS
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         help="one deadline for all, s (default: sum of the stages')",
     )
     add("--replicas", metavar="N:N:…", help="by pool, in the order of the graph (default: as published)")
+    add("--devices", type=whole(1), metavar="N", help="split N devices by the fluid capacity, instead of --replicas")
     add("--binding", choices=BINDINGS, default="late", help="when a call is bound to a replica (default late)")
     add("--json", type=Path, metavar="FILE", help="write a list with one object per run")
     add("--processes", type=whole(1), default=os.cpu_count() or 1, metavar="N", help="worker processes")
@@ -140,6 +142,16 @@ def binding_pool(summary: dict[str, Any]) -> str:
     return f"{name} {pools[name]['wait']:.1f} s"
 
 
+def asked_replicas(scenario: Scenario, options: argparse.Namespace) -> dict[str, int]:
+    """The replicas of each pool. Raises ValueError, one line."""
+    if options.devices is not None:
+        if options.replicas:
+            raise ValueError("--devices and --replicas exclude each other")
+        seconds = seconds_per_workflow(scenario, measure_demand(scenario), min(options.slo_scale))
+        return best_split(seconds, options.devices)[0]
+    return scenario.parse_replicas(options.replicas) if options.replicas else scenario.default_replicas()
+
+
 def make_sweep(options: argparse.Namespace) -> WorkflowSweep:
     """Check everything that was asked for. Raises ValueError, one line."""
     scenario = scenario_of(options)
@@ -147,7 +159,7 @@ def make_sweep(options: argparse.Namespace) -> WorkflowSweep:
         scenario.check_policy(policy)
     for budget in options.budget:
         make_budget(budget)
-    replicas = scenario.parse_replicas(options.replicas) if options.replicas else scenario.default_replicas()
+    replicas = asked_replicas(scenario, options)
     if options.json is not None:
         check_writable(options.json, "--json")
     rates = options.rate

@@ -58,6 +58,8 @@ class PoolPlan:
     """What each is simulated on; None for a tool."""
     seats: int = 1
     """Runs of a tool at once, per replica."""
+    table: LatencyTable | None = None
+    """What its steps take, where that is not what the model's table says: SLOs are still made from that one."""
 
     def __post_init__(self) -> None:
         if self.replicas < 1:

@@ -107,13 +107,16 @@ class Scenario:
             raise ValueError(f"--replicas gives a number for each of {':'.join(names)}, like {example}; got {text!r}")
         return {name: int(part) for name, part in zip(names, parts, strict=True)}
 
-    def pools(self, replicas: Mapping[str, int]) -> dict[str, PoolPlan]:
-        """Simulated replicas for every pool; tools get one with `seats` seats."""
+    def pools(
+        self, replicas: Mapping[str, int], tables: Mapping[str, LatencyTable] | None = None
+    ) -> dict[str, PoolPlan]:
+        """Simulated replicas for every pool; tools get one with `seats` seats. `tables` are of pools with their own."""
         plans = {}
         for pool, nodes in self.pool_nodes.items():
-            table = self.tables[nodes[0].module]
+            own = (tables or {}).get(pool)
+            table = own or self.tables[nodes[0].module]
             options = {"max_num_batched_tokens": MAX_BATCHED_TOKENS} if nodes[0].kind == "llm" else {}
-            plans[pool] = PoolPlan(replicas[pool], default_device(table, **options))
+            plans[pool] = PoolPlan(replicas[pool], default_device(table, **options), table=own)
         for node in self.workflow.nodes:
             if node.kind == "tool":
                 plans[node.pool_name] = PoolPlan(1, seats=self.seats)
@@ -127,12 +130,15 @@ class Scenario:
         scale: float,
         workload: WorkflowWorkload,
         binding: Binding = "late",
+        tables: Mapping[str, LatencyTable] | None = None,
     ) -> WorkflowResult:
         """Simulate it once; `policy` is a name, or makes one from a model's table.
 
+        `tables` has those of pools whose replicas are not as the model's table says, of several devices for example.
+        SLOs stay as they are.
         Raises ValueError for a policy that does not serve one of the models.
         """
-        pools = self.pools(replicas)
+        pools = self.pools(replicas, tables)
         devices = {nodes[0].module: pools[pool].device for pool, nodes in self.pool_nodes.items()}
 
         def policy_of(cost: StageCost) -> StepPolicy:

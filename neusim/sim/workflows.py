@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -93,11 +94,12 @@ class WorkflowSimulator:
         names = [f"{pool}-{i}" for i in range(plan.replicas)]
         if plan.device is None:
             return [Replica(name, plan.seats) for name in names]
+        cost = served[0] if plan.table is None else replace(served[0], table=plan.table)
         for name in names:
             self._engines[name] = Engine(
-                served[0].table,
+                cost.table,
                 plan.device,
-                partial(policy, served[0]),
+                partial(policy, cost),
                 Callbacks(self._ended, partial(self._stepped, pool)),
                 events=self._events,
                 num_units=self._num_units,

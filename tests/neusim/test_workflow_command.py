@@ -90,6 +90,21 @@ def test_one_pool_for_a_model_serves_its_nodes_with_the_replicas_of_both(artifac
     assert pool_by_module(PLOT)["execute"].pool_name == "execute"
 
 
+def test_devices_are_split_by_the_fluid_capacity(artifact, tmp_path, capsys):
+    flags = ["--workflow", "plot", "--tables", str(artifact), "--rate", "1", "--processes", "1"]
+    assert simulate.main([*flags, "--devices", "5", "--json", str(tmp_path / "runs.json")]) == 0
+    (row,) = json.loads((tmp_path / "runs.json").read_text())
+    assert sum(row["replicas"].values()) == 5
+    for more, says in (
+        (["--devices", "2"], "need 3 devices at least, got 2"),
+        (["--devices", "3", "--replicas", "1:1:1"], "exclude each other"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            simulate.main([*flags, *more])
+        assert caught.value.code == 2
+        assert says in capsys.readouterr().err
+
+
 def test_one_deadline_for_all_is_what_runs_are_judged_by(artifact, tmp_path):
     out = tmp_path / "out.json"
     assert run(artifact, "--rate", "0.2", "--deadline", "2,600", "--json", str(out)) == 0
