@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neusim.sim.agent_trace import PlotTask, PlotTrace, read_tables, read_trace
@@ -196,7 +196,7 @@ def _artifact_tables(workflow: Workflow, path: Path) -> dict[str, LatencyTable]:
         if node.kind == "tool":
             found[node.module] = tool_table(node.module)
         elif name in known:
-            found[node.module] = known[name]
+            found[node.module] = replace(known[name], model=node.module)
         else:
             raise TableError(f"{path} has no table of {node.module}; give --device for <device>/{node.module}.json")
     return found

@@ -56,7 +56,10 @@ def scenario() -> Scenario:
     return Scenario(PLOT, tables, num=30)
 
 
-@pytest.mark.parametrize(("devices", "is_pooled"), [(4, False), (8, False), (6, True), (8, True)])
+@pytest.mark.parametrize(
+    ("devices", "is_pooled"),
+    [(4, False), (6, True), *(pytest.param(8, kind, marks=pytest.mark.slow) for kind in (False, True))],
+)
 def test_the_search_is_within_one_percent_of_every_split(devices, is_pooled):
     world = replace(scenario(), is_pooled=is_pooled, num=16)
     _, capacity = Search(world, devices, rate=1.0).start(is_pooled)

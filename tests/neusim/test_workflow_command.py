@@ -9,6 +9,7 @@ import pytest
 
 from neusim import simulate
 from neusim.allocating.fluid import fluid_capacity, measure_demand, seconds_per_workflow
+from neusim.allocating.spread import spread_table
 from neusim.sim.agent_trace import PlotTrace
 from neusim.sim.sampled_workflows import BRANCH_SHARE, SampledWorkflows
 from neusim.sim.workflow_setup import make_scenario
@@ -88,6 +89,13 @@ def test_one_pool_for_a_model_serves_its_nodes_with_the_replicas_of_both(artifac
     assert row["replicas"] == {"codellama-7b": 2, "llava-1.5-7b": 2}
     assert set(row["nodes"]) == {"write_code", "look", "revise_code"}
     assert pool_by_module(PLOT)["execute"].pool_name == "execute"
+
+
+def test_the_artifacts_tables_are_known_by_the_models_of_the_catalog(artifact):
+    """Under the names of its file nothing is known of them: no move could join devices."""
+    tables = make_scenario("plot", artifact, None).tables
+    assert spread_table(tables["codellama-7b"], 2) is not None
+    assert spread_table(tables["llava-1.5-7b"], 2) is not None
 
 
 def test_devices_are_split_by_the_fluid_capacity(artifact, tmp_path, capsys):
