@@ -50,10 +50,13 @@ class DriftMeter:
     def __init__(self, table: LatencyTable) -> None:
         self.table = table
         self.ratios: dict[str, float] = {}
+        self.beside: dict[str, float] = {}
+        """The same of steps that shared the device with a step of another process."""
         self.expected: float | None = None
         """Seconds that the table predicts for the step under way; None where it does not know its module."""
         self._price = step_price(table)
         self._running: dict[str, RunningRatio] = {}
+        self._running_beside: dict[str, RunningRatio] = {}
         self._expected_kind: str | None = None
 
     def expect(self, plan: StepPlan) -> None:
@@ -62,22 +65,23 @@ class DriftMeter:
         self.expected = step_seconds(self.table, plan, self._price) if known else None
         self._expected_kind = plan.kind if known else None
 
-    def observe(self, kind: str, seconds: float) -> None:
+    def observe(self, kind: str, seconds: float, *, alone: bool = True) -> None:
         """A step of that kind has taken `seconds`. Nothing is learnt from one that was not expected."""
         expected, known = self.expected, self._expected_kind
         self.expected = self._expected_kind = None
         if expected is not None and known == kind:
-            self.learn(kind, seconds, expected)
+            self.learn(kind, seconds, expected, alone=alone)
 
-    def learn(self, kind: str, seconds: float, expected: float) -> None:
-        """A step of that kind took `seconds` where the table says `expected`."""
+    def learn(self, kind: str, seconds: float, expected: float, *, alone: bool = True) -> None:
+        """A step of that kind took `seconds` where the table says `expected`; `alone`: it had the device to itself."""
         ratio = round(seconds / expected, 6)  # a clock's last digits are not drift
-        running = self._running.get(kind)
+        known = self._running if alone else self._running_beside
+        running = known.get(kind)
         if running is None:
-            running = self._running[kind] = RunningRatio()
+            running = known[kind] = RunningRatio()
         low, high = RANGE
         running.add(min(max(ratio, low), high))
-        self.ratios[kind] = running.cautious
+        (self.ratios if alone else self.beside)[kind] = running.cautious
 
 
 class StepHistory:
@@ -99,13 +103,18 @@ class StepHistory:
         return self._meter.ratios if self._meter is not None else {}
 
     @property
+    def beside(self) -> Mapping[str, float]:
+        """As `drift`, of steps that shared the device with a step of another process."""
+        return self._meter.beside if self._meter is not None else {}
+
+    @property
     def expected(self) -> float | None:
         """Seconds that the table predicts for the step under way; None where it cannot, or nothing is under way."""
         return self._meter.expected if self._meter is not None else None
 
     def limits(self, held: Limits) -> Limits:
         """What the device holds and can do, with what its past says filled in."""
-        return replace(held, last_seconds=self.last_seconds, drift=self.drift, lengths=self.lengths)
+        return replace(held, last_seconds=self.last_seconds, drift=self.drift, beside=self.beside, lengths=self.lengths)
 
     def planned(self, plan: StepPlan) -> None:
         """A step is about to run; its requests have not moved yet."""
@@ -115,11 +124,12 @@ class StepHistory:
     def ended(self, kind: str, seconds: float, deciding: float = 0.0, *, learns: bool = True) -> None:
         """The step that was planned took `seconds`; planning took `deciding` before it, which counts as drift.
 
-        Without `learns` no drift is learnt of it: something else that ran on the device had a part in its seconds.
+        Without `learns` no drift is learnt of it, as a step of another process had a part in its seconds: those count
+        for `beside`.
         """
         self.last_seconds[kind] = seconds
-        if self._meter is not None and learns:
-            self._meter.observe(kind, seconds + deciding)
+        if self._meter is not None:
+            self._meter.observe(kind, seconds + deciding, alone=learns)
 
     def ended_as(self, kind: str, seconds: float, expected: float | None) -> None:
         """As `ended`, from a driver that kept what the table had predicted: its next step is planned already."""

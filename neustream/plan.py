@@ -77,8 +77,8 @@ IDLE = StepPlan()
 class Limits:
     """What the device holds and can do at this step boundary.
 
-    Frozen, but for what its mappings hold: `last_seconds`, `drift` and `lengths` are the driver's own and go on
-    changing with the next step. A policy reads them while it plans, and keeps none.
+    Frozen, but for what its mappings hold: `last_seconds`, `drift`, `beside` and `lengths` are the driver's own and go
+    on changing with the next step. A policy reads them while it plans, and keeps none.
     """
 
     max_resident: int = UNLIMITED
@@ -100,9 +100,11 @@ class Limits:
     num_under_way: int = 0
     """Steps that are planned and have not ended. Their requests have moved; their units are still to come."""
     last_seconds: Mapping[str, float] = field(default_factory=dict)
-    """How long the last step of each kind took, where one has run. `StepHistory` fills it, as the next two."""
+    """How long the last step of each kind took, where one has run. `StepHistory` fills it, as the next three."""
     drift: Mapping[str, float] = field(default_factory=dict)
     """Measured over predicted seconds of each kind's recent steps, where that is known."""
+    beside: Mapping[str, float] = field(default_factory=dict)
+    """As `drift`, of steps that shared the device with a step of another process."""
     lengths: Mapping[str, LengthHistory] = field(default_factory=dict)
     """Lengths of the outputs that have finished, by SLO class."""
 
