@@ -169,7 +169,7 @@ def test_a_hopeless_request_before_the_loop_changes_nothing_for_those_in_it():
 def test_what_is_remembered_of_routes_changes_no_decision(loop_table, monkeypatch):
     """Only b, which passes no VAE after the loop, has time to spare: also where one route at a time is remembered."""
     batches = []
-    for memo in (4096, 1):
+    for memo in (4096, 0):
         monkeypatch.setattr(ways, "MAX_MEMO", memo)
         streams = Streams(loop_table.modules)
         for name, modules in (("a", ("denoise", "vae")), ("b", ("denoise",)), ("c", ("denoise", "vae"))):
@@ -238,7 +238,7 @@ def test_what_is_said_to_fit_can_be_scheduled_to_within_a_step(drawn, rises):
 @settings(max_examples=60, deadline=None)
 def test_leaving_somebody_out_never_makes_the_others_miss(drawn):
     fit = FluidFit([0.0, 1.0, 1.5, 2.0], 3)
-    assume(fit.all_at_ease([steps for steps, _ in drawn], [margin for _, margin in drawn], [0.0] * len(drawn)))
+    assume(fit.all_at_ease(needs_of(*drawn)))
     assert fit.all_fit(needs_of(*drawn))
     assert all(fit.all_fit(needs_of(*drawn[:i], *drawn[i + 1 :])) for i in range(len(drawn)))
 

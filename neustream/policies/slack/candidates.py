@@ -1,49 +1,53 @@
-"""Those who are bound for one loop at a step boundary, and what each of them still needs."""
+"""Requests at a step boundary, what each of them still needs, and which module they wait for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
 from neustream.policies.slack.fit import Needs, Places
+from neustream.policies.slack.schedules import Floats
+from neustream.policies.slack.ways import Place
 from neustream.request import Request
 
 
+@dataclass(frozen=True, slots=True)
 class Candidates:
-    """The requests that a loop may serve, stream by stream; `places` count them in the order in which they came.
+    """Requests, stream by stream; places count them in the order in which they came."""
 
-    A policy makes one for every plan and fills its lists by hand: a call a request would cost more than all else.
-    """
+    requests: list[Request]
+    where: list[Place]
+    """What lies ahead of each."""
+    needs: Needs
+    """What each needs of the loop that is ahead of it."""
+    spans: Mapping[str, tuple[int, int]]
+    """By module, in the order of the streams: the places of those who wait for it, from and to."""
 
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.steps: list[int] = []
-        """Visits of the loop that are left."""
-        self.margins: list[float] = []
-        """Seconds until the last of them must be over."""
-        self.tails: list[float] = []
-        """Seconds that the other modules take from the loop."""
-        self.visits: list[int] = []
-        """Visits of the loop in all."""
-        self.starts: dict[str, int] = {}
-        """The first place of each module's stream, in the order in which the streams were gone through."""
-
-    def needs(self) -> Needs:
-        """As arrays."""
-        return Needs.made(self.steps, self.margins, self.tails)
+    def visits(self) -> Floats:
+        """Visits of the loop in all, of each."""
+        return np.array([place.visits for place in self.where], dtype=np.float64)
 
     def of_module(self, places: Places, module: str) -> Places:
         """Those of `places` that wait in front of `module`, in the same order."""
-        if module not in self.starts:
-            return places[:0]
-        if len(self.starts) == 1:
+        start, end = self.spans.get(module, (0, 0))
+        if end - start == len(self.requests):
             return places
-        names = list(self.starts)
-        following = names.index(module) + 1
-        end = self.starts[names[following]] if following < len(names) else len(self.requests)
-        return places[(places >= self.starts[module]) & (places < end)]
-
-    def urgencies(self, places: Places) -> list[tuple[float, Request]]:
-        """Their margins and the requests."""
-        return [(self.margins[place], self.requests[place]) for place in places.tolist()]
+        return places[(places >= start) & (places < end)]
 
     def at(self, places: Places) -> tuple[Request, ...]:
         """The requests at these places."""
-        return tuple([self.requests[place] for place in places.tolist()])
+        requests = self.requests
+        return tuple([requests[place] for place in places.tolist()])
+
+    def only(self, places: Places) -> Candidates:
+        """Those at these places, which are in order."""
+        chosen = places.tolist()
+        spans = {}
+        for module, (start, end) in self.spans.items():
+            first, last = places.searchsorted((start, end)).tolist()
+            if last > first:
+                spans[module] = first, last
+        requests, where = self.requests, self.where
+        return Candidates([requests[i] for i in chosen], [where[i] for i in chosen], self.needs.of(places), spans)

@@ -17,6 +17,15 @@ Places = NDArray[np.intp]
 
 TURN_RATE = 0.9
 """Turns are taken in batches that do at least this share of what the best batch does per second."""
+RESERVE = 0.1
+"""The share of a request's slack that is never planned with where a full batch costs next to nothing more than one.
+
+It is room for those who come next: they make the steps of all others longer. Where a batch spares nothing, they cost
+the others so much that there is no room to be left for them.
+"""
+LEAST_RESERVE = 0.02
+"""The share that is not planned with on any device."""
+TINY = 1e-300
 CERTAIN = 1.0 + 1e-8
 """By how much a bound has to be exceeded, so that rounding cannot have done it."""
 
@@ -65,16 +74,21 @@ class FluidFit:
         self.best = best_sizes(seconds)
         self.rates = [0.0, *(batch / seconds[batch] for batch in range(1, len(seconds)))]
         self.best_at, self.rates_at = np.asarray(self.best), np.asarray(self.rates)
+        share = self.rates[1] / self.rates[self.best[min(largest, len(seconds) - 1)]]
+        """What a request costs in the best batch, of what it costs alone."""
+        self.reserve = max(RESERVE * (1.0 - share), LEAST_RESERVE)
+        """The share of a request's slack that is never planned with."""
         self._most = np.arange(0)
         self._full = self._enough = np.zeros(0)
 
-    def all_at_ease(self, steps: Sequence[float], margins: Sequence[float], tails: Sequence[float]) -> bool:
+    def all_at_ease(self, needs: Needs) -> bool:
         """Whether all are in time even if the batch never shrinks: quickly told, and mostly the case."""
-        count = len(steps)
+        count = len(needs.steps)
         if count > self.largest:
             return False
-        step, tail = self.seconds[count], sum(tails)
-        return all(left * step + tail <= margin for left, margin in zip(steps, margins, strict=True))
+        ends = needs.steps * self.seconds[count]
+        ends += needs.tails.sum()
+        return not np.count_nonzero(ends > needs.margins)
 
     def all_fit(self, needs: Needs) -> bool:
         """Whether one of the two schedules is predicted to finish all within their margins."""
@@ -94,7 +108,7 @@ class FluidFit:
         Where a smaller batch does more in the same time, they take turns in that even if all could run.
         """
         is_best = self.is_best(len(needs.steps))
-        if is_best and self.all_at_ease(*(numbers.tolist() for numbers in needs)):
+        if is_best and self.all_at_ease(needs):
             return None
         if (is_best or not self._in_turns(needs)) and self._together(needs):
             return None
@@ -156,11 +170,16 @@ class Line:
         most, full, enough = fit.by_count(len(steps))
         self._tightest = np.minimum.accumulate(self._paces)
         sizes = fit.best_at[np.minimum(fit.curve[1:].searchsorted(self._tightest, "right"), most)]
-        # As in `FluidFit.all_fit`, of all runs at once.
-        least = steps.cumsum() / full + tails.cumsum() - np.maximum.accumulate(tails)
+        turns = sizes * (fit.rates_at[sizes] >= enough)
+        # As in `FluidFit.all_fit`, of all runs at once; those that exceed a batch can only take turns.
+        rates = full.copy()
+        rates[fit.largest :] = np.maximum(fit.rates_at[turns[fit.largest :]], TINY)
+        least = steps.cumsum() / rates + tails.cumsum() - np.maximum.accumulate(tails)
         in_reach = least <= np.maximum.accumulate(margins) * CERTAIN
-        self._in_reach: list[bool] = in_reach.tolist()
-        self._sizes: list[int] = (sizes * (fit.rates_at[sizes] >= enough)).tolist()
+        out_of_reach = np.flatnonzero(~in_reach)
+        self._most = int(out_of_reach[0]) if len(out_of_reach) else len(steps)
+        """No longer run fits."""
+        self._sizes: list[int] = turns.tolist()
         by_steps, by_margin = steps.argsort(kind="stable"), margins.argsort(kind="stable")
         self._by_steps = by_steps, steps[by_steps], margins[by_steps], tails[by_steps]
         self._by_margin = by_margin, margins[by_margin], tails[by_margin]
@@ -188,30 +207,28 @@ class Line:
     def _longest_run(self, guess: int) -> int:
         """How many, taken from the front, fit. One more never makes it easier.
 
-        `guess` is tried first, then ever further from it: a good one takes two trials, a bad one log n.
+        `guess` is tried first and then one more, which mostly settles it. Else the bound is close: from there down, in
+        ever longer strides until one fits, then by halves.
         """
-        low, high = 0, len(self._sizes)  # so many fit, and no more than so many
-        middle, stride = guess, 1
-        answers = set()
+        low, high = 0, self._most  # so many fit, and no more than so many
+        for count in (guess, guess + 1):
+            if low < count <= high:
+                low, high = (count, high) if self._run_fits(count) else (low, count - 1)
+        stride, middle = 1, high
         while low < high:
-            middle = min(max(middle, low + 1), high)
             fits = self._run_fits(middle)
-            answers.add(fits)
             low, high = (middle, high) if fits else (low, middle - 1)
-            if len(answers) == 2:
-                middle = (low + high + 1) // 2
+            if fits or not stride:
+                stride, middle = 0, (low + high + 1) // 2
             else:
-                middle = low + stride if fits else high - stride
+                middle = max(high - stride, low + 1)
                 stride *= 2
         return low
 
     def _run_fits(self, count: int) -> bool:
-        size = self._sizes[count - 1]
-        if not self._in_reach[count - 1] or not (size or count <= self._fit.largest):
-            return False
         is_kept = np.zeros(len(self._steps), dtype=np.bool_)
         is_kept[:count] = True
-        return self._fits(is_kept, count, size)
+        return self._fits(is_kept, count, self._sizes[count - 1])
 
     def _fits(self, is_kept: NDArray[np.bool_], count: int, size: int) -> bool:
         """Whether those `count` fit, in turns of `size`: what `FluidFit.all_fit` says of them."""

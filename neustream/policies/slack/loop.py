@@ -5,46 +5,23 @@ docs/slack.md explains the rule and shows what it gives.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from neustream.capacity import MAX_BATCH, largest_batch
 from neustream.latency import Shape
-from neustream.plan import Limits, Rejection, StepPlan
+from neustream.plan import Limits, StepPlan
 from neustream.policies.base import USUAL, PolicyContext
 from neustream.policies.slack.candidates import Candidates
 from neustream.policies.slack.fit import FluidFit, Line, Needs, Places, ranks
-from neustream.policies.slack.ways import Way, Ways
+from neustream.policies.slack.outlook import Outlook
 from neustream.request import Request
 from neustream.streams import Streams
 from neustream.tables import LatencyTable
 
 SECOND_CHANCES = 2
 """How many of those that did not fit together are tried again one by one."""
-RESERVE = 0.02
-"""The share of a request's slack that is never planned with: room for those who come next."""
-
-
-class Forecast(NamedTuple):
-    """What a way means at one moment, in seconds."""
-
-    way: Way
-    lead: float
-    """Hand-overs from one process to another."""
-    before: float
-    after: float
-    """Visits before and after the loop, alone and at the table's speed."""
-    step: float | None
-    """A step of the loop alone; None where no loop is ahead."""
-    leniency: float
-    """By how much shorter than the table's a step may be: whoever is late even so is hopeless."""
-    slowness: float
-    """Measured over predicted seconds of the loop's steps."""
-    outside: float
-    """All that is outside the loop, on this device as it is."""
-    tail: float
-    """What of that is taken from the loop, at the table's speed of the loop."""
+PAYS = 1.1
+"""A single step runs at once if each of its batch costs at most so many times what it costs in the best batch."""
 
 
 class SlackLoop:
@@ -56,123 +33,92 @@ class SlackLoop:
 
     def __init__(self, table: LatencyTable, context: PolicyContext = USUAL) -> None:
         self.table = table
-        self.handover = context.handover
         self.seconds = {module: seconds_by_batch(table, module) for module in table.modules}
         """Per module: seconds of a step by batch size (entry 0 unused), never falling."""
-        self._ways = Ways(table, self.seconds, context.processes)
+        self._outlook = Outlook(table, self.seconds, context, self._fit)
         self._fits: dict[tuple[str, int], FluidFit] = {}
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
         """The module nearest to the end of the pipeline first, as its requests are the closest to counting.
 
-        A module with no loop ahead runs its most urgent. A loop runs a set of requests that all make it,
-        chosen by `_keepable`; those of the set that still stand before the loop are brought there first.
+        A module with no loop ahead runs its most urgent; beside a loop it waits until a batch pays, while that costs
+        nobody the deadline. A loop runs a set of requests that all make it, chosen by `_keepable`. Once one of those
+        that still stand before the loop belongs to its next batch, all of the set are brought there first.
         """
-        rejected, last, loops = self._sort_out(now, streams, limits)
+        rejected, last, loops = self._outlook.survey(now, streams, limits)
+        loop = next((module for module in reversed(streams.modules) if module in loops), None)
+        is_behind = loop is not None
+        held = 0.0
         for module in reversed(streams.modules):
-            if module in last:
-                return StepPlan(module, self._urgent(module, last[module], limits), tuple(rejected))
+            is_behind = is_behind and module != loop
+            if module in last.spans:
+                waits = is_behind and loop is not None and self._can_wait(module, last, loop, loops[loop], limits)
+                if not waits:
+                    return StepPlan(module, self._urgent(module, last, limits), rejected)
+                held += self._pending(module, last, limits)
             if module in loops:
-                target, batch = self._loop_step(module, loops[module], streams, limits)
-                return StepPlan(target, batch, tuple(rejected))
+                target, batch = self._loop_step(
+                    module, _later(loops[module], held / limits.drift.get(module, 1.0)), streams, limits
+                )
+                return StepPlan(target, batch, rejected)
         for bound in loops.values():  # the loop runs in another process: pass everything on to it
-            module = bound.requests[0].module
-            waiting = bound.urgencies(bound.of_module(np.arange(len(bound.requests)), module))
-            return StepPlan(module, self._urgent(module, waiting, limits), tuple(rejected))
-        return StepPlan(rejected=tuple(rejected))
+            module = next(iter(bound.spans))
+            return StepPlan(module, self._urgent(module, bound, limits), rejected)
+        return StepPlan(rejected=rejected)
 
-    def _sort_out(
-        self, now: float, streams: Streams, limits: Limits
-    ) -> tuple[list[Rejection], dict[str, list[tuple[float, Request]]], dict[str, Candidates]]:
-        """The hopeless; by module, those with no loop ahead, with their slack; and by loop, those bound for it."""
-        rejected: list[Rejection] = []
-        last: dict[str, list[tuple[float, Request]]] = {}
-        loops: dict[str, Candidates] = {}
-        known, learn = self._ways.known, self._ways.learn
-        forecasts: dict[int, Forecast] = {}
-        for module in streams.modules:
-            current: Way | None = None
-            for request in streams[module]:
-                entry = known.get(id(request.route))
-                way, at, visits = (entry[0] if entry else learn(request.route))[request.stage]
-                if way is not current:
-                    current = way
-                    forecast = forecasts.get(id(way))
-                    if forecast is None:
-                        forecast = forecasts[id(way)] = self._forecast(way, streams, limits)
-                    _, lead, before, after, step, leniency, slowness, outside, tail = forecast
-                    if way.loop is not None:
-                        bound = loops.setdefault(way.loop, Candidates())
-                        bound.starts.setdefault(module, len(bound.requests))
-                        requests, all_steps, margins = bound.requests, bound.steps, bound.margins
-                        tails, all_visits = bound.tails, bound.visits
-                left_seconds = request.next_deadline - now - lead
-                if step is None:
-                    if left_seconds < after:
-                        rejected.append(_hopeless(request, now, after))
-                    else:
-                        last.setdefault(module, []).append((left_seconds - after, request))
-                    continue
-                left = request.left[at]
-                alone = left * step
-                if left_seconds - before - after < alone * leniency:
-                    rejected.append(_hopeless(request, now, before + alone * leniency + after))
-                    continue
-                # Margin and tail are in the table's seconds of the loop: a slower device is like a tighter margin.
-                margin = (left_seconds - outside) / slowness
-                if margin > alone:
-                    margin -= RESERVE * (margin - alone)
-                requests.append(request)
-                all_steps.append(left)
-                margins.append(margin)
-                tails.append(tail)
-                all_visits.append(visits)
-        return rejected, last, {loop: bound for loop, bound in loops.items() if bound.requests}
+    def _can_wait(self, module: str, last: Candidates, loop: str, bound: Candidates, limits: Limits) -> bool:
+        """Whether those behind the loop at `module` gain by waiting for more, and can stand one more step of the loop.
 
-    def _forecast(self, way: Way, streams: Streams, limits: Limits) -> Forecast:
-        """What a way means at this moment, on this device as it is."""
-        lead = way.handovers * self.handover
-        if way.loop is None:
-            return Forecast(way, lead, way.before, way.after, None, 1.0, 1.0, 0.0, 0.0)
-        slowness = limits.drift.get(way.loop, 1.0)
-        outside, taken = self._ways.outside(way, streams, limits.drift)
-        step = self.seconds[way.loop][1]
-        leniency = min(slowness, 1.0)  # a device that seems slow may recover: only what the table rules out is hopeless
-        return Forecast(way, lead, way.before, way.after, step, leniency, slowness, outside, taken / slowness)
+        Then they are asked again. All that waits in front of other modules counts as done before them.
+        """
+        start, end = last.spans[module]
+        fit, loop_fit = self._fit(module, limits), self._fit(loop, limits)
+        if fit.rates[fit.best[min(end - start, fit.largest)]] * PAYS >= fit.rates[fit.best[fit.largest]]:
+            return False
+        step = loop_fit.seconds[min(len(bound.requests), loop_fit.largest)] * limits.drift.get(loop, 1.0)
+        others = sum(self._pending(other, last, limits) for other in last.spans if other != module)
+        grown = self._pending(module, last, limits) - fit.seconds[1] * limits.drift.get(module, 1.0)
+        return float(last.needs.margins[start:end].min()) >= step + others + grown
+
+    def _pending(self, module: str, last: Candidates, limits: Limits) -> float:
+        """Seconds of a step of all who wait at `module`, on this device as it is."""
+        start, end = last.spans[module]
+        fit = self._fit(module, limits)
+        return fit.seconds[min(end - start, fit.largest)] * limits.drift.get(module, 1.0)
 
     def _loop_step(
         self, loop: str, bound: Candidates, streams: Streams, limits: Limits
     ) -> tuple[str, tuple[Request, ...]]:
         """The step that serves the loop best: the loop itself, or what brings the chosen to it."""
-        fit = self._fit(loop, self._largest(loop, limits))
-        at_ease = fit.all_at_ease(bound.steps, bound.margins, bound.tails)
-        if at_ease and next(iter(bound.starts)) == loop and fit.is_best(len(bound.requests)):
+        fit, needs = self._fit(loop, limits), bound.needs
+        at_ease = fit.all_at_ease(needs)
+        if at_ease and next(iter(bound.spans)) == loop and fit.is_best(len(bound.requests)):
             return loop, tuple(bound.requests)
-        needs = bound.needs()
         everybody = np.arange(len(bound.requests))
-        kept = everybody if at_ease or fit.all_fit(needs) else self._keepable(bound, needs, fit)
-        for module in streams.modules:
-            if module == loop:
-                break
-            before = bound.of_module(kept, module)
-            if len(before):
-                return module, self._urgent(module, bound.urgencies(before), limits)
+        kept = everybody if at_ease or fit.all_fit(needs) else self._keepable(bound, fit)
         here = bound.of_module(kept, loop)
         if len(here):
-            chosen = fit.batch(needs.of(here))
-            return loop, bound.at(here if chosen is None else here[chosen])
+            # Where they take turns, whoever is not in the next batch need not be brought to the loop yet.
+            chosen = fit.batch(needs.of(kept))
+            batch = kept if chosen is None else kept[chosen]
+            if len(here) == len(kept) or len(bound.of_module(batch, loop)) == len(batch):
+                return loop, bound.at(batch)
+        for module in streams.modules:
+            before = bound.of_module(kept, module)
+            if len(before):
+                return module, self._urgent(module, bound, limits, before)
         # Nobody's deadline can be promised: serve whoever has most slack, rather than nobody.
         request = bound.requests[int(np.argmax(needs.margins / needs.steps))]
         return request.module, (request,)
 
-    def _keepable(self, bound: Candidates, needs: Needs, fit: FluidFit) -> Places:
+    def _keepable(self, bound: Candidates, fit: FluidFit) -> Places:
         """The requests to serve where not all can be: as many as fit together.
 
         They are taken by rank. A promise that this would break is broken only if it keeps more requests, or as
         many in a larger batch; else the promises come first. Left out is not rejected: they wait until
         they fit, or until nothing can save them.
         """
-        visits = np.array(bound.visits, dtype=np.float64)
+        needs, visits = bound.needs, bound.visits()
         ranked = np.argsort(-ranks(needs, visits), kind="stable")
         is_promised = (needs.steps < visits)[ranked]
         promised = ranked[is_promised]
@@ -189,28 +135,36 @@ class SlackLoop:
         worth, faithful_worth = ((len(some), fit.turn_size(needs.of(some))) for some in (kept, faithful))
         return kept if worth > faithful_worth else faithful
 
-    def _urgent(self, module: str, waiting: list[tuple[float, Request]], limits: Limits) -> tuple[Request, ...]:
-        """The most urgent of `(slack, request)`: as many as the tightest slack allows in one step."""
-        waiting.sort(key=lambda pair: pair[0])
-        seconds = self.seconds[module]
-        size = min(self._largest(module, limits), len(waiting))
-        while size > 1 and seconds[size] - seconds[1] > waiting[0][0]:
+    def _urgent(
+        self, module: str, waiting: Candidates, limits: Limits, places: Places | None = None
+    ) -> tuple[Request, ...]:
+        """The most urgent at `module`, of those at `places` if given: as many as the tightest allows in one step."""
+        if places is None:
+            places = waiting.of_module(np.arange(len(waiting.requests)), module)
+        margins = waiting.needs.margins[places]
+        order = margins.argsort(kind="stable")
+        fit, drift = self._fit(module, limits), limits.drift.get(module, 1.0)
+        size = min(fit.largest, len(places))
+        tightest = float(margins[order[0]])
+        while size > 1 and (fit.seconds[size] - fit.seconds[1]) * drift > tightest:
             size -= 1
-        return tuple(request for _, request in waiting[:size])
+        return waiting.at(places[order[:size]])
 
-    def _largest(self, module: str, limits: Limits) -> int:
-        return max(min(len(self.seconds[module]) - 1, limits.max_batch.get(module, MAX_BATCH)), 1)
-
-    def _fit(self, loop: str, largest: int) -> FluidFit:
-        fit = self._fits.get((loop, largest))
+    def _fit(self, module: str, limits: Limits) -> FluidFit:
+        seconds = self.seconds[module]
+        largest = max(min(len(seconds) - 1, limits.max_batch.get(module, MAX_BATCH)), 1)
+        fit = self._fits.get((module, largest))
         if fit is None:
-            fit = self._fits[loop, largest] = FluidFit(self.seconds[loop], largest)
+            fit = self._fits[module, largest] = FluidFit(seconds, largest)
         return fit
 
 
-def _hopeless(request: Request, now: float, alone: float) -> Rejection:
-    due = request.next_deadline - now
-    return Rejection(request, f"due in {due:.3f} s, alone it takes {alone:.3f} s")
+def _later(bound: Candidates, seconds: float) -> Candidates:
+    """The same requests where something else takes so many seconds first, at the table's speed of the loop."""
+    if not seconds:
+        return bound
+    steps, margins, tails = bound.needs
+    return Candidates(bound.requests, bound.where, Needs(steps, margins - seconds, tails), bound.spans)
 
 
 def seconds_by_batch(table: LatencyTable, module: str) -> list[float]:
