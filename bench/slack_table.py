@@ -96,11 +96,12 @@ def image_pair(tables: Path, run: Run) -> str:
 
 
 def llm_pair(tables: Path, model: str, load: float, pslo: float) -> str:
-    """Request and token goodput of both, at a multiple of the model's capacity."""
+    """Request and token goodput of both, at a multiple of the capacity, on a device that prefills whole prompts."""
     table = find_table(tables, "a6000", model)
     rate = load * llm_capacity(table, prompt=100, max_tokens=300, dslo=1.5)
     workload = LlmWorkload(rate, 1.0, ScaleSlo(pslo, 1.5))
-    results = [simulate(table, policy, workload, default_device(table)).summary for policy in POLICIES]
+    device = default_device(table, can_split=False)
+    results = [simulate(table, policy, workload, device).summary for policy in POLICIES]
     cells = [f"{result['request_goodput']:.3g}, {result['token_goodput']:.4g}" for result in results]
     return f"{model} {load:g} × {rate / load:.3g}, pslo {pslo:g}: {cells[0]} → {cells[1]}"
 

@@ -110,6 +110,11 @@ def parser() -> argparse.ArgumentParser:
         default=True,
         help="prompts share the blocks that a trace says they have in common",
     )
+    device.add_argument(
+        "--whole-prefills",
+        action="store_true",
+        help="no pieces of prompts beside decodes, as in vLLM 0.5.4 with the patches (default: as in today's)",
+    )
     device.add_argument("--kv-blocks", type=whole(0), help="of 16 tokens (default: what the device has; 0: unbounded)")
     device.add_argument("--max-num-seqs", type=whole(1), default=256, help="sequences at once (default 256)")
     device.add_argument("--max-num-batched-tokens", type=whole(1), default=2048, help="in a step (default 2048)")

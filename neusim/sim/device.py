@@ -81,6 +81,8 @@ class Device:
     watermark: float = WATERMARK
     prefix_cache: bool = True
     """Whether prompts that begin alike share blocks, where the workload says which do."""
+    can_split: bool = True
+    """Whether pieces of prompts may ride with decodes, as in today's vLLM; False: as in vLLM 0.5.4 with the patches."""
     max_num_seqs: int = 256
     max_num_batched_tokens: int = STEP_TOKENS
 

@@ -94,7 +94,7 @@ class Engine:
             block_size=device.block_size,
             spare_blocks=memory.spare if memory else 0,
             total_blocks=memory.total if memory else UNLIMITED,
-            can_split=True,
+            can_split=device.can_split,
         )
         return Process(ProcessStreams(modules), policy, history.limits(held), history, memory)
 

@@ -198,6 +198,7 @@ def _device(options: argparse.Namespace, table: LatencyTable) -> Device:
         "contention": options.contention,
         "jitter": _measured_spread(table) if options.jitter is None else options.jitter,
         "prefix_cache": options.prefix_cache,
+        "can_split": not options.whole_prefills,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
     }

@@ -113,6 +113,12 @@ class RealRun:
         return "fcfs" if name == STOCK else name
 
     @property
+    def can_split(self) -> bool:
+        """Whether its engine ran pieces of prompts beside decodes: vLLM 0.5.4 with the patches does not."""
+        version: str | None = self.summary.get("versions", {}).get("vllm")
+        return version is not None and not version.startswith("0.5.")
+
+    @property
     def settings(self) -> list[dict[str, Any]]:
         """Each setting's axes and figures."""
         settings: list[dict[str, Any]] = self.summary["settings"]
@@ -130,7 +136,9 @@ class RealRun:
         """
         steps = self.steps[index]
         slowness = steps.slowness if at_own_speed and steps.slowness is not None else 1.0
-        device = default_device(self.table, layout="interleaved", overhead=steps.overhead, slowness=slowness)
+        device = default_device(
+            self.table, layout="interleaved", overhead=steps.overhead, slowness=slowness, can_split=self.can_split
+        )
         slo = parse_slo(self.slo(self.settings[index]))
         policy = partial(named_policy, self.policy, self.table, device, self.settings[index].get("slo_scale"))
         return simulate(self.table, policy, Replay(self.records[index], slo, self.table), device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,6 +43,27 @@ def at_least(name: str, value: int, least: int) -> int:
     """A policy's option that is a whole number. Raises ValueError for what is none, or is below `least`."""
     if not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return value
+
+
+def above(name: str, value: float, least: float) -> float:
+    """A policy's option that is a number above `least`. Raises ValueError for what is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least < value < math.inf:
+        raise ValueError(f"{name} must be a number above {least:g}, got {value!r}")
+    return value
+
+
+def not_negative(name: str, value: float) -> float:
+    """A policy's option that is a number of at least 0. Raises ValueError for what is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+    return value
+
+
+def is_true(name: str, value: bool) -> bool:
+    """A policy's option that is true or false. Raises ValueError for what is neither."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
     return value
 
 

@@ -8,7 +8,7 @@ from neustream import AbsoluteSlo, LatencyTable, Limits, Request, Streams, make_
 from neustream.latency import ContextLatency, TokensLatency
 from neustream.output_lengths import LengthHistory
 from neustream.plan import StepPlan
-from neustream.policies.peers.common import own_due
+from neustream.policies.mixed_step import own_due
 from neustream.route import llm_route
 
 # A prompt token takes 1 ms, a decode step 20 ms whatever its batch; context next to nothing, but more than nothing.
@@ -151,6 +151,16 @@ def test_scorpio_lets_in_only_what_the_tightest_pace_has_room_for():
     for request in (decoding("a", 9.0, 0.05), prompt("b", 10, 9.0, 0.05), prompt("c", 10, 9.1, 0.05)):
         streams.add(request)
     assert pieces(make_policy("scorpio", table).plan(0.0, streams, ROOMY)) == {"b": 10}
+
+
+def test_scorpio_goes_on_with_what_has_begun_where_a_new_prompt_of_an_earlier_deadline_is_shut_out():
+    table = LatencyTable("m", "d", {"prefill": TABLE["prefill"], "decode": ContextLatency((0.2, 1e-9))})
+    begun = prompt("begun", 40, 9.0)
+    begun.process(10)
+    streams = Streams(table.modules)
+    for request in (prompt("new", 10, 8.0), begun):
+        streams.add(request)
+    assert pieces(make_policy("scorpio", table).plan(0.0, streams, ROOMY)) == {"begun": 30}
 
 
 def test_scorpio_decodes_a_loose_request_as_often_as_its_pace_needs():

@@ -7,8 +7,8 @@ from operator import itemgetter
 
 from neustream.cost import StepPrice
 from neustream.plan import Limits, StepPlan
-from neustream.policies.base import USUAL, PolicyContext
-from neustream.policies.peers.common import MixedStep, above, tightest_pace
+from neustream.policies.base import USUAL, PolicyContext, above
+from neustream.policies.mixed_step import MixedStep, tightest_pace
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
 from neustream.tables import LatencyTable

@@ -9,8 +9,8 @@ from operator import itemgetter
 
 from neustream.cost import StepPrice
 from neustream.plan import Limits, StepPlan
-from neustream.policies.base import USUAL, PolicyContext
-from neustream.policies.peers.common import MixedStep, above, is_true, not_negative, own_due
+from neustream.policies.base import USUAL, PolicyContext, above, is_true, not_negative
+from neustream.policies.mixed_step import MixedStep, own_due
 from neustream.request import Request
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams

@@ -5,7 +5,7 @@ from __future__ import annotations
 from neustream.cost import StepPrice
 from neustream.plan import Limits, StepPlan
 from neustream.policies.base import USUAL, PolicyContext, at_least
-from neustream.policies.peers.common import MixedStep
+from neustream.policies.mixed_step import MixedStep
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
 from neustream.tables import LatencyTable

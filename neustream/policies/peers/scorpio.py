@@ -10,7 +10,7 @@ from neustream.cost import StepPrice
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
 from neustream.policies.base import USUAL, PolicyContext, at_least
-from neustream.policies.peers.common import MixedStep, tightest_pace
+from neustream.policies.mixed_step import MixedStep, tightest_pace
 from neustream.request import Request
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
@@ -75,13 +75,17 @@ class Scorpio:
         total, context = sum(rates), sum([request.context for request in everyone])
         count = len(everyone)
         admitted: list[Request] = []
+        is_closed = False
         for request in kept:
             if not request.is_resident:
+                if is_closed:
+                    continue
                 rate = _rate(request)
                 most, size = max(fastest, rate), context + request.context
                 is_full = most > 0.0 and not self._holds((total + rate) / most, size / (count + 1), drift, 1.0 / most)
                 if count and is_full:
-                    break
+                    is_closed = True  # none is let past it, but those that have begun go on
+                    continue
                 fastest, total, context, count = most, total + rate, size, count + 1
             admitted.append(request)
         return admitted

@@ -8,8 +8,8 @@ from operator import itemgetter
 
 from neustream.cost import StepPrice
 from neustream.plan import Limits, StepPlan
-from neustream.policies.base import USUAL, PolicyContext
-from neustream.policies.peers.common import MixedStep, above, not_negative
+from neustream.policies.base import USUAL, PolicyContext, above, not_negative
+from neustream.policies.mixed_step import MixedStep
 from neustream.request import Request
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams

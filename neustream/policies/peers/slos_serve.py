@@ -9,8 +9,8 @@ from operator import itemgetter
 
 from neustream.cost import StepPrice
 from neustream.plan import Limits, StepPlan
-from neustream.policies.base import USUAL, PolicyContext
-from neustream.policies.peers.common import MixedStep, above, tightest_pace
+from neustream.policies.base import USUAL, PolicyContext, above
+from neustream.policies.mixed_step import MixedStep, tightest_pace
 from neustream.request import Request
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
@@ -59,7 +59,7 @@ class SlosServe:
         """The guaranteed ones, by deadline. Of those, prompts that have begun are dropped last."""
         pace = min(tightest_pace(step.batch), tightest_pace(waiting))
         alone = self._rate(step, pace, limits)
-        crowd = MixedStep.beside(self.price, limits, step, len(waiting), sum([r.context for r in waiting]))
+        crowd = step.beside(len(waiting), sum([r.context for r in waiting]))
         fall = (alone - self._rate(crowd, pace, limits)) / len(waiting) / 2  # half of them decode in the mean
         largest: list[tuple[bool, int, int, Request]] = []
         dropped: set[str] = set()

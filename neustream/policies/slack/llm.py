@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from neustream.cost import step_price
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
-from neustream.policies.base import USUAL, PolicyContext
+from neustream.policies.base import USUAL, PolicyContext, is_true, not_negative
 from neustream.policies.slack.admission import Admission, Candidate, Residents
 from neustream.policies.slack.forecast import DecodeForecast, LengthForecast, Member
+from neustream.policies.slack.mixed import SlackMixed
 from neustream.request import Request
 from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
@@ -38,13 +40,22 @@ class Triage(NamedTuple):
 class SlackLlm:
     """Commits only to what can be kept: see `plan`. A request that was never late is a promise."""
 
-    def __init__(self, table: LatencyTable, context: PolicyContext = USUAL) -> None:
+    def __init__(
+        self, table: LatencyTable, context: PolicyContext = USUAL, *, own_pace: bool = True, fairness: float = 0.0
+    ) -> None:
+        if not_negative("fairness", fairness) > 1.0:
+            raise ValueError(f"fairness must be at most 1, got {fairness!r}")
+        own_pace = is_true("own_pace", own_pace)
+        """Whether no running request's lead is spent beyond one pace a unit from its first one. Mixed steps only."""
+        self.mixed = SlackMixed(table, own_pace=own_pace, fairness=fairness) if step_price(table) else None
         self.prefill = table[PREFILL]
         self.forecast = DecodeForecast(table[DECODE])
         self._alone: dict[int, float] = {}
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
-        """Prefill if that breaks no promise, else decode everybody.
+        """On a device that can split prompts, what `SlackMixed` says. Else prefill or decode.
+
+        Prefill if that breaks no promise, else decode everybody:
 
         0. A preempted request is never rejected. Once it is overdue it comes before all others, whatever becomes of
            the promises; while the device has no room for it, nobody else is prefilled.
@@ -54,6 +65,8 @@ class SlackLlm:
         2. Then those that are late already, least late first, where that leaves room for more promises, and
            where they catch up before `FORGIVEN` of their output has come late.
         """
+        if limits.can_split and self.mixed is not None:
+            return self.mixed.plan(now, streams, limits)
         running = streams[DECODE]
         lengths = LengthForecast(limits)
         overdue, waiting, late, rejected = self._triage(now, streams, limits, lengths)

@@ -1,4 +1,4 @@
-"""What the rules of other systems share: a step that is put together piece by piece, within room and time."""
+"""A language model's step that is put together piece by piece, within room and time; `slack` and its peers use it."""
 
 from __future__ import annotations
 
@@ -13,27 +13,6 @@ from neustream.route import DECODE, PREFILL
 from neustream.streams import Streams
 
 NOBODY = Streams((PREFILL, DECODE))
-
-
-def above(name: str, value: float, least: float) -> float:
-    """A policy's option that is a number above `least`. Raises ValueError for what is none."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least < value < math.inf:
-        raise ValueError(f"{name} must be a number above {least:g}, got {value!r}")
-    return value
-
-
-def not_negative(name: str, value: float) -> float:
-    """A policy's option that is a number of at least 0. Raises ValueError for what is none."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-    return value
-
-
-def is_true(name: str, value: bool) -> bool:
-    """A policy's option that is true or false. Raises ValueError for what is neither."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, got {value!r}")
-    return value
 
 
 def tightest_pace(requests: Iterable[Request]) -> float:
@@ -80,12 +59,11 @@ class MixedStep:
         self._blocks = limits.free_blocks - limits.spare_blocks - growth
         self._work = limits.max_work - shape.batch
 
-    @classmethod
-    def beside(cls, price: StepPrice, limits: Limits, step: MixedStep, decodes: int, context: int) -> MixedStep:
-        """A step to ask prices of: the decodes of `step` and so many more, of so much context in all."""
-        result = cls(price, NOBODY, limits, ())
-        result.sums = step.sums._replace(decodes=step.sums.decodes + decodes, read=step.sums.read + context)
-        result._drift = step._drift
+    def beside(self, decodes: int, context: int) -> MixedStep:
+        """A step to ask prices of: the decodes of this one and so many more, of so much context in all."""
+        result = MixedStep(self._price, NOBODY, self._limits, ())
+        result.sums = self.sums._replace(decodes=self.sums.decodes + decodes, read=self.sums.read + context)
+        result._drift = self._drift
         return result
 
     @property
