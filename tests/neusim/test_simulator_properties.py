@@ -85,7 +85,7 @@ def rounded(record: StepRecord) -> StepRecord:
 def test_one_loop_without_memory_limits_is_the_cores_step_loop(name, table, load, scale, seed):
     """Same policy object, same requests: the simulator's records are those of the core's loop over a fake executor."""
     chosen = workload(table, load, 1.5, scale, seed, 20)
-    device = Device(max_num_seqs=1 << 60, max_num_batched_tokens=1 << 60)
+    device = Device(max_num_seqs=1 << 60, max_num_batched_tokens=1 << 60, can_split=False)
     result = simulate(table, name, chosen, device, slo_scale=scale, keep_steps=True)
     ended: list[Request] = []
     expected: list[StepRecord] = []

@@ -45,9 +45,9 @@ def pieces(plan: StepPlan) -> dict[str, int]:
 
 
 def test_a_piece_is_no_larger_than_the_next_deadline_of_a_promise_leaves_room_for():
-    """The next token is due at 0.1 s, of which 5 % stay free: 95 tokens less what context costs, one of them decoded."""
+    """The next token is due at 0.1 s, of which 5 % stay free: 94 tokens and the context, one of them decoded."""
     plan = planned(0.0, decoding("d", 0.001), prompt("p", 500, 9.0))
-    assert plan.module == DECODE and [r.request_id for r in plan.batch] == ["d"]
+    assert (plan.module, [r.request_id for r in plan.batch]) == (DECODE, ["d"])
     assert pieces(plan) == {"p": 93}
 
 
@@ -98,14 +98,15 @@ def test_a_running_request_that_cannot_catch_up_goes_on_until_another_could_be_i
     assert not planned(9.0, hopeless).rejected
     plan = planned(9.0, hopeless, prompt("p", 100, 1.0, arrival=9.0))
     assert [r.request.request_id for r in plan.rejected] == ["h"]
-    assert pieces(plan) == {"p": 100} and not plan.batch
+    assert (pieces(plan), plan.batch) == ({"p": 100}, ())
 
 
 def test_a_preempted_request_is_never_rejected():
     preempted = decoding("x", 0.001, ends=(0.0, 0.1))
     preempted.preempt()
     plan = planned(50.0, preempted, prompt("p", 100, 1.0, arrival=50.0))
-    assert not plan.rejected and next(iter(pieces(plan))) == "x"
+    assert not plan.rejected
+    assert next(iter(pieces(plan))) == "x"
 
 
 def test_nobody_begins_for_whose_output_there_is_no_memory():
@@ -130,7 +131,7 @@ def test_options_are_checked(options, message):
 
 
 def test_the_second_order_puts_long_prompts_later():
-    """By deadline 800 + 300 tokens do not fit before 1.0 s; a length counts as 2 ms a token, so the short come first."""
+    """By deadline 800 + 300 tokens do not fit before 1.05 s; where 2 ms count for each token, the short come first."""
     assert BY_LENGTH * 500 > 0.9
     plan = planned(0.0, prompt("long", 800, 1.0), prompt("a", 300, 1.05), prompt("b", 300, 1.1), prompt("c", 300, 1.2))
     assert set(pieces(plan)) == {"a", "b", "c"}
