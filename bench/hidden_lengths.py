@@ -3,7 +3,7 @@
     python bench/hidden_lengths.py [--tables DIR] [--device a6000] [--model opt-13b] [--max-tokens 300,1000,1500]
 
 Output lengths are exponential with a mean of --mean tokens, cut off at the request's max_tokens, which is all that a
-policy sees. The last column has the same outputs with max_tokens set to each one's true length.
+policy sees. The device prefills whole prompts. The last column has the same outputs with max_tokens set to each one's true length.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neusim.sim import simulate
+from neusim.sim import default_device, simulate
 from neusim.sim.workload import LlmWorkload
 from neustream.cli.arguments import Parser, above, names, numbers, whole
 from neustream.request import Request
@@ -70,7 +70,7 @@ class HiddenOutputs:
 
 def cell(table: LatencyTable, policy: str, workload: HiddenOutputs) -> str:
     """Good requests and tokens on time per second of one run."""
-    summary = simulate(table, policy, workload).summary
+    summary = simulate(table, policy, workload, default_device(table, can_split=False)).summary
     return f"{summary['good']:>5} {summary['token_goodput']:6.1f}"
 
 
