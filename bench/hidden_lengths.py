@@ -3,7 +3,8 @@
     python bench/hidden_lengths.py [--tables DIR] [--device a6000] [--model opt-13b] [--max-tokens 300,1000,1500]
 
 Output lengths are exponential with a mean of --mean tokens, cut off at the request's max_tokens, which is all that a
-policy sees. The device prefills whole prompts. The last column has the same outputs with max_tokens set to each one's true length.
+policy sees. The last column has the same outputs with max_tokens set to each one's true length. Prompts are prefilled
+whole.
 """
 
 from __future__ import annotations
