@@ -135,3 +135,17 @@ def test_the_second_order_puts_long_prompts_later():
     assert BY_LENGTH * 500 > 0.9
     plan = planned(0.0, prompt("long", 800, 1.0), prompt("a", 300, 1.05), prompt("b", 300, 1.1), prompt("c", 300, 1.2))
     assert set(pieces(plan)) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(("tpot", "module"), [(1.0, "prefill"), (0.5, "decode")])
+def test_a_prefill_goes_alone_where_only_so_its_first_token_is_in_time_and_nobody_else_is_late(tpot, module):
+    """300 tokens take 0.3 s alone, 0.5 s beside a decode that reads its context in 0.2 s. A decode follows: 0.25 s."""
+    table = LatencyTable("m", "d", {"prefill": TABLE["prefill"], "decode": ContextLatency((0.02, 1e-4))})
+    streams = Streams(table.modules)
+    running = prompt("d", 2000, 0.001, tpot)
+    running.advance(0.0)
+    streams.add(running)
+    streams.add(prompt("p", 300, 0.4, tpot=1.0))
+    plan = make_policy("slack", table).plan(0.0, streams, ROOMY)
+    assert plan.module == module
+    assert [request.request_id for request in plan.batch] == (["p"] if module == "prefill" else ["d"])

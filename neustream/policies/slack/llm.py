@@ -50,12 +50,12 @@ class SlackLlm:
         self.mixed = SlackMixed(table, own_pace=own_pace, fairness=fairness) if step_price(table) else None
         self.prefill = table[PREFILL]
         self.forecast = DecodeForecast(table[DECODE])
-        self._alone: dict[int, float] = {}
+        self._memo: dict[int, float] = {}
 
     def plan(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
-        """On a device that can split prompts, what `SlackMixed` says. Else prefill or decode.
+        """On a device that can split prompts, what `SlackMixed` says, or a prefill alone where only that is in time.
 
-        Prefill if that breaks no promise, else decode everybody:
+        On others, prefill if that breaks no promise, else decode everybody:
 
         0. A preempted request is never rejected. Once it is overdue it comes before all others, whatever becomes of
            the promises; while the device has no room for it, nobody else is prefilled.
@@ -66,7 +66,15 @@ class SlackLlm:
            where they catch up before `FORGIVEN` of their output has come late.
         """
         if limits.can_split and self.mixed is not None:
+            if streams[DECODE] and self.mixed.has_urgent(now, streams, limits):
+                plan = self._alone(now, streams, limits)
+                if plan.module == PREFILL and self.mixed.is_better_alone(now, streams, limits, plan):
+                    return plan
             return self.mixed.plan(now, streams, limits)
+        return self._alone(now, streams, limits)
+
+    def _alone(self, now: float, streams: Streams, limits: Limits) -> StepPlan:
+        """A step that is a prefill or a decode: the rules of `plan`."""
         running = streams[DECODE]
         lengths = LengthForecast(limits)
         overdue, waiting, late, rejected = self._triage(now, streams, limits, lengths)
@@ -148,11 +156,11 @@ class SlackLlm:
         return Residents(members, shape, promised, sorted(caught_up))
 
     def _prefill_alone(self, pending: int) -> float:
-        alone = self._alone.get(pending)
+        alone = self._memo.get(pending)
         if alone is None:
-            if len(self._alone) >= MAX_MEMO:
-                self._alone.clear()
-            alone = self._alone[pending] = self.prefill.alone(pending)
+            if len(self._memo) >= MAX_MEMO:
+                self._memo.clear()
+            alone = self._memo[pending] = self.prefill.alone(pending)
         return alone
 
 

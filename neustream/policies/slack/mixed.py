@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
-from neustream.cost import StepPrice
+from neustream.cost import StepPrice, step_sums
 from neustream.latency import Shape
 from neustream.plan import Limits, Rejection, StepPlan
 from neustream.policies.mixed_step import MixedStep, own_due
@@ -112,6 +112,30 @@ class SlackMixed:
         if not step.batch and not step.pieces:
             step.fill([*first, *sorted_out.late, *sorted_out.in_time], math.inf)
         return step.plan(rejected)
+
+    def has_urgent(self, now: float, streams: Streams, limits: Limits) -> bool:
+        """Whether a waiting prompt would be in time by a prefill alone, and would not by a piece beside all decodes."""
+        step = MixedStep(self.price, streams, limits, streams[DECODE])
+        slowness = limits.drift.get(PREFILL, 1.0)
+        return any(
+            now + self.prefill.alone(request.pending) * slowness
+            <= request.next_deadline
+            < now + step.seconds_with(request.pending)
+            for request in streams[PREFILL]
+            if request.units_on_time == request.units
+        )
+
+    def is_better_alone(self, now: float, streams: Streams, limits: Limits, plan: StepPlan) -> bool:
+        """Whether this prefill brings somebody a first token in time whom a piece beside all decodes would not.
+
+        It must leave everybody who runs the next unit in time, a decode step later.
+        """
+        step = MixedStep(self.price, streams, limits, streams[DECODE])
+        if not any(now + step.seconds_with(request.pending) > request.next_deadline for request in plan.batch):
+            return False
+        asked = self._running(now, streams[DECODE], step.seconds, LengthForecast(limits))
+        seconds = self.price.of(step_sums(plan)) * limits.drift.get(PREFILL, 1.0)
+        return now + seconds + step.seconds <= asked.due
 
     def _running(self, now: float, running: Collection[Request], alone: float, lengths: LengthForecast) -> Running:
         due = pace = math.inf
