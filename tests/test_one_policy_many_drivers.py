@@ -98,12 +98,21 @@ def through_core(policy: str, table: LatencyTable, requests: list[Request]) -> t
     return ordered(drive(loop, clock, requests)), ends(ended)
 
 
+def like_vllm(blocks: int | None) -> Device:
+    """A simulated device with the limits and the abilities of vLLM 0.5.4."""
+    return Device(
+        max_num_seqs=MAX_SEQS,
+        max_num_batched_tokens=MAX_TOKENS,
+        kv_blocks=blocks,
+        block_size=BLOCK if blocks else 16,
+        can_split=False,
+    )
+
+
 def through_simulator(
     policy: str, table: LatencyTable, requests: list[Request], blocks: int | None = None
 ) -> tuple[Trace, Ends]:
-    device = Device(
-        max_num_seqs=MAX_SEQS, max_num_batched_tokens=MAX_TOKENS, kv_blocks=blocks, block_size=BLOCK if blocks else 16
-    )
+    device = like_vllm(blocks)
     ended: list[Request] = []
     result = simulate(table, policy, Fixed(requests), device, keep_steps=True, on_end=ended.append)
     return ordered([(step.time, step.kind, list(step.request_ids)) for step in result.steps]), ends(ended)
@@ -113,9 +122,7 @@ def through_contract(
     policy: str, table: LatencyTable, asks: list[Ask], blocks: int | None = None
 ) -> tuple[Trace, Ends]:
     """The simulated device as any client drives an engine: asks go in when they arrive, and not before."""
-    device = Device(
-        max_num_seqs=MAX_SEQS, max_num_batched_tokens=MAX_TOKENS, kv_blocks=blocks, block_size=BLOCK if blocks else 16
-    )
+    device = like_vllm(blocks)
     driver = SimulatedDriver(table, device, lambda: named_policy(policy, table, device))
     return serve(driver, asks, lambda: driver.now, driver.wait)
 
