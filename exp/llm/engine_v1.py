@@ -38,5 +38,10 @@ def warm(engine: Any, prompt: list[int]) -> None:
 
 
 def driver(engine: Any, table: LatencyTable, slo: Mapping[str, float]) -> Driver:
-    """A driver of the idle engine, whose requests have this SLO unless they say otherwise."""
+    """A driver of the idle engine, whose requests have this SLO unless they say otherwise.
+
+    What the engine remembers of earlier prompts goes: settings of one run send the same prompts, and the second would
+    find them all in the prefix cache.
+    """
+    engine.reset_prefix_cache()
     return PluginDriver(engine, table=table, slo=slo)
